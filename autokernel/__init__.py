@@ -1,0 +1,3 @@
+"""autokernel: makes a PyTorch model faster while its owner sleeps."""
+
+__version__ = "0.1.0"
