@@ -1,4 +1,4 @@
-"""Where content lies: ``kernels/`` and ``models/`` of the checkout, or ``autokernel/_assets/`` of an installed wheel."""
+"""Where content lies: ``kernels/`` and ``models/`` of the checkout, or ``autokernel/_assets/`` of a wheel."""
 
 from __future__ import annotations
 
