@@ -55,4 +55,5 @@ def unknown(kind: str, name: str, known: list[str]) -> str:
     """The one line for a name that does not exist, with the near match."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {kind.rstrip('s') if kind != 'strategies' else 'strategy'} '{name}': {hint}known: {', '.join(known) or 'none'}"
+    singular = {"strategies": "strategy"}.get(kind, kind.rstrip("s"))
+    return f"unknown {singular} '{name}': {hint}known: {', '.join(known) or 'none'}"

@@ -140,8 +140,8 @@ PROBLEM = Problem(
         AdversarialInput("equal_rows", {"R": 4, "C": 1024}, _equal_rows),
     ),
     tolerances=TIGHT,
-    tolerance_reason="Each output is one product and one rounding of a row statistic kept in float32, so its error is a few units "
-    "in the last place; the judge allows for the reference's own rounding in the dtype.",
+    tolerance_reason="Each output is one product and one rounding of a row statistic kept in float32, so its error is "
+    "a few units in the last place; the judge allows for the reference's own rounding in the dtype.",
     flops=flops,
     bytes=bytes_moved,
     baselines={"eager": reference, "library": library},
