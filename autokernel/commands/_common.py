@@ -1,0 +1,119 @@
+"""What the commands share: how options are read, the rows of one terminal, questions to a device process."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from autokernel.types import DTYPES, AutokernelError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType):
+    """A time span such as 90s, 30m, 10h or 1h30m, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        text = str(value).strip().lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+        if not parts or "".join(n + u for n, u in parts) != text or len({u for _, u in parts}) != len(parts):
+            self.fail(f"expected a time such as 90s, 30m, 10h or 1h30m, got '{value}'", param, ctx)
+        seconds = sum(float(n) * UNITS_S[u] for n, u in parts)
+        if seconds <= 0:
+            self.fail(f"expected a time above zero, such as 30m, got '{value}'", param, ctx)
+        return seconds
+
+
+class Name(click.ParamType):
+    """The name of an extension (or its dotted path): unknown ones are refused with the near match."""
+
+    def __init__(self, kind: str, also: Sequence[str] = ()) -> None:
+        self.kind = kind
+        self.name = "name"
+        self.also = tuple(also)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from autokernel import registry
+
+        known = [*self.also, *registry.names(self.kind)]
+        if value not in known and "." not in value:
+            self.fail(registry.unknown(self.kind, value, known), param, ctx)
+        return str(value)
+
+
+class Device(click.ParamType):
+    """cpu, cuda or cuda:N."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(value)):
+            self.fail(f"expected cpu, cuda or cuda:N, got '{value}'", param, ctx)
+        if str(value).startswith("cuda") and not Path("/dev/nvidiactl").exists():
+            self.fail(f"expected an NVIDIA GPU for '{value}', found none here; take --device cpu", param, ctx)
+        return str(value)
+
+
+def _settings(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for value in values:
+        key, equals, setting = value.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"expected key=value, such as size=7b, got '{value}'", ctx, param)
+        settings[key] = setting
+    return settings
+
+
+def model_options(function: Function) -> Function:
+    """The options of every command that loads a model."""
+    for option in (
+        click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+        click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the model."),
+        click.option("--backend", type=Name("backends"), help="Language of the kernels. [default: the device's]"),
+        click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
+                     help="A setting of the model file, such as size=7b. Repeatable."),
+        click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Unmeasured forwards."),
+        click.option("--iters", type=click.IntRange(min=1), default=10, show_default=True, help="Measured forwards."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def existing_file(path: str, what: str) -> Path:
+    """The path of a file that is there; AutokernelError with the near match of its folder otherwise."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise AutokernelError(f"expected {what}, got the folder {path}; name a file in it")
+    folder = file.parent
+    neighbours = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
+    near = difflib.get_close_matches(file.name, neighbours, n=1)
+    hint = f"did you mean {folder / near[0]}?" if near else f"looked in {folder.absolute()}"
+    raise AutokernelError(f"expected {what}, found no file {path}; {hint}")
+
+
+def ask_device(*arguments: str, stdin: str = "") -> Mapping[str, Any]:
+    """The answer of ``python -m autokernel.probe`` to one question. AutokernelError when it could not answer."""
+    command = [sys.executable, "-m", "autokernel.probe", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        answer: Mapping[str, Any] = json.loads(lines[-1])
+        return answer
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    raise AutokernelError(last if done.returncode == 2 else f"the device process failed: {last}; see autokernel doctor")

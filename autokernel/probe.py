@@ -1,0 +1,98 @@
+"""Answers, as one line of JSON on stdout, the questions of the command line that need torch or the sandbox.
+
+    python -m autokernel.probe machine cpu                 what this machine's torch, sandbox and backends can do
+    python -m autokernel.probe workloads rmsnorm cpu       (a JSON list of workloads, or null, on stdin) the workloads
+                                                           to judge and the roofline floor of one pass over them
+
+A process of its own, because the daemon never imports torch. A mistake of the user ends it with status 2 and the line
+on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autokernel import registry
+from autokernel.types import AutokernelError, Problem, Workload
+
+OWN_SHAPES = 3  # how many of the problem's own shapes stand in for a file that names no workloads
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Torch's build, what is missing for each backend, and the levels of the sandbox that this kernel grants."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "cuda_build": torch.version.cuda,
+        "backends": {
+            name: [{"what": m.what, "mend": m.mend} for m in registry.load("backends", name).missing()]
+            for name in registry.names("backends")
+        },
+        "sandbox": sandbox_levels(),
+    }
+
+
+def sandbox_levels() -> dict[str, Any]:
+    """What a runner can give up here, tried for real in a child process that then ends."""
+    from autokernel.evaluate import sandbox
+
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        with tempfile.TemporaryDirectory() as scratch:
+            levels: dict[str, Any] = {"pid": sandbox.unshare(sandbox.CLONE_NEWPID)}
+            levels |= sandbox.enter([Path(scratch)], memory_bytes=None)
+            os.write(write_end, json.dumps(levels).encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    levels = json.loads(answer) if answer else {}
+    return {**levels, "landlock_abi": sandbox.landlock_abi()}
+
+
+def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> dict[str, Any]:
+    """The workloads to judge (the given ones, or the problem's largest own shapes in fp32) and their floor in µs."""
+    from autokernel import hardware
+
+    problem: Problem = registry.load("problems", problem_name)
+    kind = device.split(":")[0]
+    if given:
+        chosen = [Workload.from_json(w) for w in given]
+    else:
+        shapes = problem.shapes.get(kind) or problem.shapes["cpu"]
+        every = [Workload(dims=dims, dtype="fp32", scalars=problem.scalars) for dims in shapes]
+        chosen = sorted(every, key=problem.bytes)[-OWN_SHAPES:]
+    ceilings = hardware.measure(device)
+    floor_us = sum(w.count * ceilings.floor_us(problem.flops(w), problem.bytes(w), w.dtype) for w in chosen)
+    return {"workloads": [w.to_json() for w in chosen], "floor_us": floor_us}
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        if arguments[0] == "machine":
+            answer = machine(arguments[1])
+        else:
+            answer = workloads(arguments[1], arguments[2], json.loads(sys.stdin.read() or "null"))
+    except AutokernelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
