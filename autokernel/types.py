@@ -24,6 +24,14 @@ class AutokernelError(Exception):
     """A mistake the person can mend: one line that says what was expected, what came, and what to do."""
 
 
+class ProposerUnavailable(AutokernelError):
+    """The proposer cannot answer now (network, rate limit): the run waits, asks again, and spends no experiment."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
 # ---------------------------------------------------------------------------------------------- what is optimized
 
 
@@ -335,7 +343,8 @@ class Experiment:
 @dataclasses.dataclass(frozen=True)
 class Brief:
     """Everything a proposer is told. ``position`` holds the incumbent's last measurements; ``history`` holds this
-    target's experiments, oldest first; ``hardware`` is the device's description and measured ceilings.
+    target's experiments, oldest first; ``hardware`` is the device's description and measured ceilings; ``notes`` says
+    what became of earlier proposals that were not judged (a duplicate, for one).
     """
 
     target: Target
@@ -344,6 +353,7 @@ class Brief:
     history: Sequence[Experiment]
     hardware: Mapping[str, Any]
     seed: int
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Which target next, by Amdahl's law, and when to leave one.
+
+Everything here is derived from the rows and the profile's targets: a resumed run needs no other memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+from autokernel.run import history
+from autokernel.run.history import Row
+from autokernel.types import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class MoveOn:
+    """When to leave a target. ``peak_pct`` is percent of the roofline ceiling, ``seconds`` is time spent on one visit,
+    ``speedup`` is against the best baseline. On a return visit ``peak_pct`` and ``speedup`` count only if they are
+    reached during that visit.
+    """
+
+    reverts: int = 5
+    peak_pct: float = 90.0
+    seconds: float = 7200.0
+    speedup: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The target to work on; ``visit`` counts from 1; ``gain`` is the fraction of the model's time left to win."""
+
+    target: Target
+    visit: int
+    gain: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """A stretch of experiments on one target. ``left`` says why it ended; "" while it goes on."""
+
+    target: str
+    rows: tuple[Row, ...]
+    left: str = ""
+
+
+def choose(
+    targets: Sequence[Target], rows: Sequence[Row], exhausted: Collection[str] = (), rules: MoveOn | None = None
+) -> Choice | None:
+    """The target of the next experiment, or None when every target is exhausted or was dropped.
+
+    A visit that no criterion ended goes on. Otherwise: among the targets with the fewest visits (so that each is
+    visited before any is revisited), the one with the largest expected gain. ``exhausted`` names the targets for which
+    the proposer has nothing left.
+    """
+    done = visits(rows, rules or MoveOn())
+    usable = [t for t in targets if t.name not in exhausted and not dropped(rows, t.name)]
+    if not usable:
+        return None
+    counts = {t.name: sum(v.target == t.name for v in done) for t in usable}
+    if done and not done[-1].left and done[-1].target in counts:
+        target = next(t for t in usable if t.name == done[-1].target)
+        return Choice(target, counts[target.name], expected_gain(target, rows))
+    target = min(usable, key=lambda t: (counts[t.name], -expected_gain(t, rows)))
+    return Choice(target, counts[target.name] + 1, expected_gain(target, rows))
+
+
+def visits(rows: Sequence[Row], rules: MoveOn) -> list[Visit]:
+    """The run so far, cut into visits."""
+    cut: list[Visit] = []
+    for index, row in enumerate(rows):
+        if cut and cut[-1].target == row.target and not cut[-1].left:
+            visit = dataclasses.replace(cut[-1], rows=(*cut[-1].rows, row))
+            cut[-1] = visit
+        else:
+            if cut and not cut[-1].left:
+                cut[-1] = dataclasses.replace(cut[-1], left="the proposer had nothing left to try")
+            visit = Visit(row.target, (row,))
+            cut.append(visit)
+        before = history.champion(rows[: index + 1 - len(visit.rows)], row.target)
+        cut[-1] = dataclasses.replace(visit, left=_why_leave(visit, before, rules))
+    return cut
+
+
+def _why_leave(visit: Visit, before: Row | None, rules: MoveOn) -> str:
+    """Why a visit ends here, or "". ``before`` is the champion that stood when it began."""
+    now = history.champion(visit.rows, visit.target) or before
+    if now is None:
+        return "its starter does not pass"
+    reverts = 0
+    for row in visit.rows:
+        reverts = {"revert": reverts + 1, "aa": reverts}.get(row.decision, 0)
+    spent_s = sum(row.seconds for row in visit.rows)
+    peak, peak_before = now.pct_peak or 0.0, (before.pct_peak or 0.0) if before else 0.0
+    speedup, speedup_before = now.speedup_vs_best or 0.0, (before.speedup_vs_best or 0.0) if before else 0.0
+    if peak >= rules.peak_pct > peak_before:
+        return f"at {peak:.0f} % of peak"
+    if speedup >= rules.speedup > speedup_before:
+        return f"{speedup:.2f}x over its best baseline"
+    if reverts >= rules.reverts:
+        return f"{reverts} experiments in a row reverted"
+    if spent_s >= rules.seconds:
+        return f"{spent_s / 60:.0f} min spent on it"
+    return ""
+
+
+def dropped(rows: Sequence[Row], target: str) -> bool:
+    """Whether this target was tried and has no kernel that passes."""
+    return any(row.target == target for row in rows) and history.champion(rows, target) is None
+
+
+def expected_gain(target: Target, rows: Sequence[Row]) -> float:
+    """The fraction of the model's time that would be won if this target reached its floor, 0 to 1.
+
+    Counted from the champion's time, or from what the model runs today where that is faster (as it is before the
+    first experiment): a kernel slower than eager is not put into the model.
+    """
+    floor = min(1.0, target.floor_us / target.eager_us) if target.eager_us > 0 else 1.0
+    return target.share * max(0.0, 1.0 / model_gain(history.champion(rows, target.name)) - floor)
+
+
+def model_gain(champion: Row | None) -> float:
+    """How many times faster the model's regions run with this champion; 1 where it does not beat eager."""
+    return max(1.0, champion.speedup_vs_eager or 1.0) if champion else 1.0
+
+
+def projected_speedup(targets: Sequence[Target], rows: Sequence[Row]) -> float:
+    """The whole model's speedup by Amdahl's law if every champion that beats eager is put into it."""
+    saved = sum(t.share * (1.0 - 1.0 / model_gain(history.champion(rows, t.name))) for t in targets)
+    return 1.0 / max(1e-9, 1.0 - saved)
