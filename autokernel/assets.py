@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -22,3 +23,8 @@ def starter(problem: str, backend: str) -> Path | None:
 def models() -> list[Path]:
     """The model files that come with autokernel."""
     return sorted((root() / "models").glob("*.py"))
+
+
+def cache_folder() -> Path:
+    """Where measured ceilings and precompiled headers are kept: $AUTOKERNEL_CACHE or ~/.cache/autokernel."""
+    return Path(os.environ.get("AUTOKERNEL_CACHE") or Path.home() / ".cache" / "autokernel")

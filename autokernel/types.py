@@ -399,6 +399,7 @@ class Backend(Protocol):
     name: str
     imports: frozenset[str]  # top-level modules a candidate may import
     devices: tuple[str, ...]  # device kinds it runs on
+    aten: frozenset[str] | None  # aten operations that a call may dispatch; None: any
 
     def missing(self) -> Sequence[Missing]:
         """What this machine lacks to build such files; empty when it can."""

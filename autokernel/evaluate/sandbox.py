@@ -89,9 +89,7 @@ def confine_writes(folders: list[Path]) -> bool:
         for folder, allowed in [*((f, rights) for f in folders), (Path("/dev"), device_rights)]:
             fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, fd))
-            added = _libc.syscall(
-                SYS_LANDLOCK_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0)
-            )
+            added = _libc.syscall(SYS_LANDLOCK_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
             os.close(fd)
             if added != 0:
                 return False

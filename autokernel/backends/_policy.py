@@ -1,0 +1,73 @@
+"""What a candidate file may look like: a quick reading of its syntax tree that refuses the obvious with a short reason.
+
+This is advisory speed, not the wall. A reading of source can always be fooled; the processes, the fresh inputs and
+the judge's clock are what a cheat must beat. Refusing here saves seconds and gives an honest author a clear word.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+TORCH_ALLOCATION = frozenset(
+    "empty empty_like empty_strided zeros zeros_like full full_like float32 float16 bfloat16 float64 int32 int64 uint8 "
+    "int8 bool Tensor dtype device Size contiguous_format cuda version promote_types finfo".split()
+)
+# Methods of tensors that compute: a kernel in another language has no business calling them.
+TENSOR_COMPUTE = frozenset(
+    "matmul mm bmm addmm addmv mv dot einsum softmax log_softmax exp exp2 log log2 sum mean var std norm rsqrt sqrt "
+    "pow square sigmoid tanh relu silu gelu cumsum prod amax amin argmax logsumexp gather scatter scatter_add index_add "
+    "baddbmm chain_matmul layer_norm rms_norm cross_entropy nll_loss linear scaled_dot_product_attention".split()
+)
+FORBIDDEN_NAMES = frozenset("exec eval compile __import__ globals locals vars breakpoint input memoryview".split())
+FORBIDDEN_SOURCE = re.compile(
+    r"\b(system|popen|fork|vfork|execv\w*|execl\w*|dlopen|dlsym|ptrace|socket|mmap|mprotect|getenv|setenv|fopen|ifstream|"
+    r"ofstream|syscall|cblas_\w+|sgemm_?|dgemm_?|mkl_\w+|cublas\w*|cudnn\w*)\s*\("
+)
+
+
+def refusal(tree: ast.Module, imports: frozenset[str], torch_names: frozenset[str] | None) -> str | None:
+    """Why this file is refused, or None.
+
+    ``imports`` are the top-level modules it may import; ``torch_names`` what it may use of torch (None: all of it,
+    tensor arithmetic included).
+    """
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "kernel_fn" for node in tree.body):
+        return "the file defines no function kernel_fn"
+    for node in ast.walk(tree):
+        reason = _node_refusal(node, imports, torch_names)
+        if reason:
+            return f"line {getattr(node, 'lineno', '?')}: {reason}"
+    return None
+
+
+def _node_refusal(node: ast.AST, imports: frozenset[str], torch_names: frozenset[str] | None) -> str | None:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        for module in modules:
+            if module.split(".")[0] not in imports:
+                return f"import of '{module}'; allowed: {', '.join(sorted(imports))}"
+        if torch_names is not None and any(m.startswith("torch.") for m in modules):
+            return f"import of '{modules[0]}': only torch's allocation functions are allowed"
+        if torch_names is not None and isinstance(node, ast.ImportFrom) and node.module == "torch":
+            outside = [alias.name for alias in node.names if alias.name not in torch_names]
+            return f"torch.{outside[0]} is not an allocation" if outside else None
+    if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES:
+        return f"use of {node.id}"
+    if isinstance(node, ast.Attribute):
+        if node.attr.startswith("__") and node.attr.endswith("__") and node.attr not in ("__name__", "__doc__"):
+            return f"use of the attribute {node.attr}"
+        if torch_names is not None:
+            if isinstance(node.value, ast.Name) and node.value.id == "torch" and node.attr not in torch_names:
+                return f"torch.{node.attr} is not an allocation: the kernel's own code must do the work"
+            if node.attr in TENSOR_COMPUTE and not isinstance(node.value, ast.Name | ast.Call):
+                return f"the tensor method .{node.attr} computes: the kernel's own code must do the work"
+            if node.attr in TENSOR_COMPUTE and isinstance(node.value, ast.Name) and node.value.id != "math":
+                return f"the tensor method .{node.attr} computes: the kernel's own code must do the work"
+    if torch_names is not None and isinstance(node, ast.MatMult):
+        return "the operator @ computes: the kernel's own code must do the work"
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        call = FORBIDDEN_SOURCE.search(node.value)
+        if call and torch_names is not None:
+            return f"the embedded source calls {call.group(1)}"
+    return None

@@ -1,0 +1,128 @@
+"""Tensors in memory files that the judge creates and a runner maps: nothing is copied, nothing is left behind.
+
+A memory file (memfd) has no name in any file system and vanishes with the last process that holds it, so a killed
+runner or judge leaves no segment. Files of inputs are sealed: the judge's mapping stays writable, and every other
+mapping can only read, so a kernel that writes to its inputs dies of SIGSEGV instead of corrupting them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+ALIGNMENT = 4096
+F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE = 1033, 2, 4, 16
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.int64)}
+
+
+def extent(size: Sequence[int], stride: Sequence[int]) -> int:
+    """Elements of storage that a tensor of this size and these strides spans."""
+    if any(n == 0 for n in size):
+        return 0
+    return 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+
+
+def padded(nbytes: int) -> int:
+    return max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)
+
+
+def relaid(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """A tensor with the values of ``tensor`` and these strides (0 repeats the first slice of a dimension)."""
+    out = torch.empty(extent(tensor.shape, stride), dtype=tensor.dtype).as_strided(tensor.shape, stride)
+    target, source = out, tensor
+    for dim, step in enumerate(stride):
+        if step == 0 and tensor.shape[dim] > 1:
+            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    target.copy_(source)
+    return out
+
+
+class Arena:
+    """One memory file, mapped. ``read_only`` says what other processes may do with it."""
+
+    def __init__(self, nbytes: int, *, read_only: bool) -> None:
+        self.nbytes = padded(nbytes)
+        self.fd = os.memfd_create("autokernel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.nbytes)
+        self._map = mmap.mmap(self.fd, self.nbytes)
+        fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | (F_SEAL_FUTURE_WRITE if read_only else 0))
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def view(self, offset: int, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor over the bytes from ``offset`` on."""
+        return strided_view(self.bytes, offset, size, stride, dtype)
+
+    def close(self) -> None:
+        del self.bytes
+        with contextlib.suppress(BufferError):  # a tensor of ours still views it: it goes when that does
+            self._map.close()
+        os.close(self.fd)
+
+
+def strided_view(
+    raw: torch.Tensor, offset: int, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    count = extent(size, stride)
+    flat = raw[offset : offset + count * dtype.itemsize].view(dtype)
+    return flat.as_strided(tuple(size), tuple(stride))
+
+
+class InputSet:
+    """The input tensors of one call, in a sealed arena at page boundaries."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.layout: list[dict[str, Any]] = []
+        offset = 0
+        for tensor in tensors:
+            self.layout.append(
+                {
+                    "offset": offset,
+                    "size": list(tensor.shape),
+                    "stride": list(tensor.stride()),
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                }
+            )
+            offset += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
+        self.arena = Arena(offset, read_only=True)
+        self.nbytes = offset
+        self.tensors = tuple(
+            self.arena.view(entry["offset"], t.shape, t.stride(), t.dtype)
+            for entry, t in zip(self.layout, tensors, strict=True)
+        )
+        for ours, theirs in zip(self.tensors, tensors, strict=True):
+            flat(ours).copy_(flat(theirs))
+
+    def close(self) -> None:
+        self.tensors = ()
+        self.arena.close()
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The storage elements that a tensor spans, as one dimension."""
+    return tensor.as_strided((extent(tensor.shape, tensor.stride()),), (1,))
+
+
+def map_readable(fd: int, nbytes: int) -> torch.Tensor:
+    """In a runner: the bytes of a sealed arena, read-only. A write through the tensor ends the process."""
+    import warnings
+
+    mapped = mmap.mmap(fd, nbytes, prot=mmap.PROT_READ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that the buffer is read-only: that is the point
+        return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def map_writable(fd: int, nbytes: int) -> torch.Tensor:
+    """In a runner: the bytes of an output arena."""
+    return torch.frombuffer(mmap.mmap(fd, nbytes), dtype=torch.uint8)
+
+
+def tensors_of(raw: torch.Tensor, layout: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
+    """In a runner: the tensors that a layout describes over mapped bytes."""
+    return tuple(strided_view(raw, e["offset"], e["size"], e["stride"], DTYPES[e["dtype"]]) for e in layout)

@@ -1,0 +1,173 @@
+"""The judge's handles on the nursery and its runners: spawn, ask with a deadline, read the log, end.
+
+Whatever a runner does, ``Handle.ask`` returns its answer or raises RunnerFailed, which says how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from autokernel.evaluate import sandbox
+from autokernel.evaluate.protocol import Channel, PeerGone, PeerLate, PeerNonsense, pair
+
+LOG_TAIL_BYTES = 8000
+START_S = 120.0
+
+
+class RunnerFailed(Exception):
+    """A runner did not answer as it should. ``kind`` is how: it refused or raised, was late, or died."""
+
+    def __init__(self, kind: Literal["refused", "late", "died"], reason: str, log_tail: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.log_tail = log_tail
+
+
+class Handle:
+    """One runner, from spawn to end."""
+
+    def __init__(self, nursery: Nursery, channel: Channel, pid: int, scratch: Path, levels: Mapping[str, bool]) -> None:
+        self._nursery = nursery
+        self._channel = channel
+        self.pid = pid
+        self.scratch = scratch
+        self.levels = levels
+        self.closed = False
+
+    def ask(
+        self, op: str, fields: Mapping[str, Any] | None = None, fds: Sequence[int] = (), deadline_s: float = 30.0
+    ) -> dict[str, Any]:
+        """The answer to one request. Raises RunnerFailed; after "late" or "died" the runner is gone."""
+        try:
+            self._channel.send({"op": op, **(fields or {})}, fds, timeout_s=deadline_s)
+            answer, _ = self._channel.receive(deadline_s)
+        except PeerLate:
+            tail = self.log_tail()
+            self.close()
+            raise RunnerFailed("late", f"no answer to '{op}' within {deadline_s:.0f} s: killed", tail) from None
+        except PeerGone:
+            tail = self.log_tail()
+            raise RunnerFailed("died", f"the process ended during '{op}': {self.close(grace_s=1.0)}", tail) from None
+        except PeerNonsense as error:
+            tail = self.log_tail()
+            self.close()
+            raise RunnerFailed(
+                "died", f"the result channel was forged or broken during '{op}': {error}", tail
+            ) from None
+        if answer.get("ok") is not True:
+            told = str(answer.get("message", "no reason given"))[:500]
+            raise RunnerFailed("refused", told, str(answer.get("traceback", ""))[-LOG_TAIL_BYTES:] or self.log_tail())
+        return answer
+
+    def log_tail(self) -> str:
+        """The end of what the candidate printed."""
+        try:
+            with open(self.scratch / "log.txt", "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+                return file.read(LOG_TAIL_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def close(self, grace_s: float = 0.0) -> str:
+        """End the runner and all it started, remove its scratch folder; say how it had ended. Idempotent.
+
+        A runner that is already on its way out has ``grace_s`` to end by itself, so that its status is its own.
+        """
+        if self.closed:
+            return "closed"
+        self.closed = True
+        self._channel.close()
+        status = self._nursery.reap(self.pid, grace_s)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return status
+
+
+class Nursery:
+    """The warm process that forks runners (see nursery.py)."""
+
+    def __init__(self, folder: Path, device: str, threads: int, environment: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._device = device
+        ours, theirs = pair()
+        self._control = ours
+        self._environment = {
+            **sandbox.scrubbed_environment(),
+            "OMP_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool: a nursery must fork from a single thread
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            **environment,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "autokernel.evaluate.nursery", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        try:
+            self._control.receive(START_S)
+        except (PeerGone, PeerLate) as error:
+            self._process.kill()
+            raise RuntimeError(f"the process that starts runners did not come up: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def spawn(
+        self,
+        cache: Path,
+        environment: Mapping[str, str],
+        *,
+        confine: bool = True,
+        memory_bytes: int | None = None,
+    ) -> Handle:
+        """A fresh runner that has loaded nothing. ``confine`` False is for our own baselines only."""
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=self._folder))
+        ours, theirs = pair()
+        home = {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(cache)}
+        message = {
+            "op": "spawn",
+            "scratch": str(scratch),
+            "cache": str(cache),
+            "environment": {**self._environment, **home, **environment},
+            "device": self._device,
+            "confine": confine,
+            "memory_bytes": memory_bytes,
+        }
+        self._control.send(message, [theirs.fileno()])
+        answer, _ = self._control.receive(START_S)
+        theirs.close()
+        handle = Handle(self, ours, int(answer["pid"]), scratch, {})
+        try:
+            hello, _ = ours.receive(START_S)
+        except (PeerGone, PeerLate, PeerNonsense) as error:
+            raise RuntimeError(f"a runner did not come up: {error}; {handle.log_tail()} {handle.close()}") from error
+        handle.levels = hello["levels"]
+        return handle
+
+    def reap(self, pid: int, grace_s: float) -> str:
+        """End one runner; how it had ended."""
+        self._control.send({"op": "reap", "pid": pid, "grace_s": grace_s})
+        answer, _ = self._control.receive(START_S)
+        return str(answer["status"])
+
+    def close(self) -> None:
+        self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+            return
+        self._process.kill()
+        self._process.wait()

@@ -1,0 +1,188 @@
+"""The untrusted side: a process that loads one candidate, runs it on inputs it is given, and hands back bytes.
+
+Nothing here decides anything. Whatever this process says is checked by the judge, because the candidate shares it.
+``serve`` is the conversation; how such a process comes to be is nursery.py's business.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autokernel import registry
+from autokernel.evaluate import sandbox
+from autokernel.evaluate.memory import map_readable, map_writable, tensors_of
+from autokernel.evaluate.protocol import Channel
+
+TRACEBACK_CHARS = 4000
+
+
+class Refused(Exception):
+    """The candidate did something that is answered with a message, not with a crash."""
+
+
+class OpAudit(TorchDispatchMode):
+    """Names of the aten operations that a call dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.name()).split(".")[0].removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+class Runner:
+    """State of one runner: at most one loaded function, and the sets of inputs it was shown."""
+
+    def __init__(self, device: str, scratch: Path) -> None:
+        self.device = device
+        self.scratch = scratch
+        self.function: Callable[..., Any] | None = None
+        self.sets: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.mapped: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.scalars: dict[int, dict[str, Any]] = {}
+        self.output_bytes: torch.Tensor | None = None
+        self.last: Any = None
+
+    def load(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Import the candidate's file (this builds it), or take one of a problem's baselines."""
+        if self.function is not None:
+            raise Refused("this runner has loaded a candidate before")
+        torch.set_num_threads(message["threads"])
+        if "baseline" in message:
+            problem = registry.load("problems", message["problem"])
+            name = message["baseline"]
+            self.function = problem.baselines["eager" if name == "compile" else name]
+            if name == "compile":
+                self.function = torch.compile(self.function, dynamic=False)
+            return {}
+        path = self.scratch / "kernel.py"
+        path.write_text(message["source"], encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("kernel", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["kernel"] = module
+        spec.loader.exec_module(module)
+        function = getattr(module, "kernel_fn", None)
+        if not callable(function):
+            raise Refused("the file defines no function kernel_fn")
+        self.function = function
+        return {}
+
+    def inputs(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Map sets of inputs: message["sets"] lists their ids, sizes and layouts; one descriptor each."""
+        for entry, fd in zip(message["sets"], fds, strict=True):
+            mapped = tensors_of(map_readable(fd, entry["nbytes"]), entry["layout"])
+            self.mapped[entry["id"]] = mapped
+            self.sets[entry["id"]] = mapped if self.device == "cpu" else tuple(t.to(self.device) for t in mapped)
+            self.scalars[entry["id"]] = entry["scalars"]
+        return {}
+
+    def refresh(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Bring the judge's latest input bytes to the device (on the CPU they are there already)."""
+        if self.device != "cpu":
+            for key in message["ids"]:
+                for ours, theirs in zip(self.sets[key], self.mapped[key], strict=True):
+                    ours.copy_(theirs)
+            self.synchronize()
+        return {}
+
+    def forget(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        for key in message["ids"]:
+            del self.sets[key], self.mapped[key], self.scalars[key]
+        self.last = None
+        return {}
+
+    def output(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Map the memory in which results are handed back."""
+        (fd,) = fds
+        self.output_bytes = map_writable(fd, message["nbytes"])
+        return {}
+
+    def poison(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        sandbox.perturb_malloc(message["byte"])
+        return {}
+
+    def call(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Run once on one set and hand back the result; with "audit", also which aten operations ran."""
+        assert self.function is not None
+        self.last = None
+        tensors, scalars = self.sets[message["id"]], self.scalars[message["id"]]
+        answer: dict[str, Any] = {}
+        if message.get("audit"):
+            with OpAudit() as audit:
+                self.last = self.function(*tensors, **scalars)
+            answer["ops"] = sorted(audit.names)
+        else:
+            self.last = self.function(*tensors, **scalars)
+        self.synchronize()
+        return {**answer, **self.fetch(message, fds)}
+
+    def time(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Run once on each set of message["order"], as fast as it goes; the last result can be fetched afterwards."""
+        assert self.function is not None
+        function = self.function
+        calls = [(self.sets[key], self.scalars[key]) for key in message["order"]]
+        self.last = None
+        out = None
+        start = time.perf_counter_ns()
+        for tensors, scalars in calls:
+            out = function(*tensors, **scalars)
+        self.synchronize()
+        claim = time.perf_counter_ns() - start
+        self.last = out
+        return {"claim_ns": claim}
+
+    def fetch(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Write the last result's bytes to the output memory and describe it."""
+        out = self.last
+        if type(out) is not torch.Tensor:
+            raise Refused(f"kernel_fn was expected to return a torch.Tensor; it returned {type(out).__name__}")
+        if self.output_bytes is None or out.numel() * out.element_size() > self.output_bytes.numel():
+            raise Refused(f"the output is larger than expected: shape {list(out.shape)}, {out.dtype}")
+        raw = out.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+        self.output_bytes[: raw.numel()].copy_(raw)
+        return {"shape": list(out.shape), "dtype": str(out.dtype).removeprefix("torch."), "device": out.device.type}
+
+    def synchronize(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+
+def serve(channel: Channel, device: str, scratch: Path) -> None:
+    """Answer the judge until it hangs up. A candidate's exception is an answer; its crash is a closed channel."""
+    runner = Runner(device, scratch)
+    torch.set_grad_enabled(False)
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # collections are run between requests, never inside a timed one
+    while True:
+        message, fds = channel.receive()
+        handler = getattr(runner, message["op"])
+        try:
+            answer = {"ok": True, **handler(message, fds)}
+        except Refused as refusal:
+            answer = {"ok": False, "message": str(refusal), "traceback": ""}
+        except Exception as error:  # the boundary: whatever a candidate raises becomes a message
+            answer = {"ok": False, "message": describe(error), "traceback": traceback.format_exc()[-TRACEBACK_CHARS:]}
+        channel.send(answer)
+        if message.get("collect"):
+            gc.collect()
+
+
+def describe(error: BaseException) -> str:
+    """One line of an exception: its type and the first line of its text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{type(error).__name__}: {told}"[:500]
