@@ -98,7 +98,7 @@ def _gpus() -> list[Finding]:
 
 def _compiler() -> Finding:
     """A compiler counts when it builds and runs one OpenMP line: a version string proves nothing."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX", "c++").split()[0]
     mend = "apt-get install g++"
     if shutil.which(compiler) is None:
         return Finding("compiler", "missing", f"{compiler} not found: no C++ kernel, no torch.compile baseline", mend)

@@ -9,14 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from autokernel.types import DTYPES, AutokernelError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+PIPE_WIDTH = 140  # columns of a table that goes to a file or a pipe
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -86,11 +90,17 @@ def model_options(function: Function) -> Function:
         click.option("--backend", type=Name("backends"), help="Language of the kernels. [default: the device's]"),
         click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
                      help="A setting of the model file, such as size=7b. Repeatable."),
-        click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Unmeasured forwards."),
-        click.option("--iters", type=click.IntRange(min=1), default=10, show_default=True, help="Measured forwards."),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def console() -> Console:
+    """A console for tables: as wide as the terminal, or wide enough for one where there is none."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=max(found.width, PIPE_WIDTH))
 
 
 def existing_file(path: str, what: str) -> Path:

@@ -1,0 +1,166 @@
+"""profile and extract: what a model spends its time on, and its hot spots as kernel files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autokernel.commands._common import console, existing_file, model_options
+from autokernel.types import AutokernelError
+
+WHAT_IFS = ("1.5", "2", "3", "5", "floor")
+
+
+def profile_options(function: Any) -> Any:
+    for option in (
+        click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Unmeasured forwards."),
+        click.option("--iters", type=click.IntRange(min=1), default=10, show_default=True, help="Measured forwards."),
+        click.option(
+            "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also write a Chrome trace here."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.py")
+@model_options
+@profile_options
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole profile as one JSON object.")
+def profile(model: str, top: int, as_json: bool, **options: Any) -> None:
+    """Rank what MODEL.py spends its time on by what can be won.
+
+    Rows are regions that a kernel file can replace, with the speedup of the whole model if they were 1.5, 2, 3 or 5
+    times faster or at their roofline floor; then the operations that no problem covers. Shares add up to 100 %.
+    """
+    with tempfile.TemporaryDirectory(prefix="autokernel-profile-") as out:
+        found = run_worker(model, Path(out), quiet=as_json, **options)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        show_profile(found, top)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.py")
+@model_options
+@profile_options
+@click.option("--top", type=click.IntRange(min=1), help="Only the first N targets. [default: all]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: MODEL-DEVICE-kernels]")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def extract(model: str, top: int | None, out: Path | None, force: bool, **options: Any) -> None:
+    """Write MODEL.py's hot spots as kernel files, each with its real workloads.
+
+    Every file runs by itself and can be edited and judged: autokernel bench FILE.
+    """
+    out = out or Path(f"{Path(model).stem}-{str(options['device']).replace(':', '')}-kernels")
+    with tempfile.TemporaryDirectory(prefix="autokernel-extract-") as folder:
+        found = run_worker(model, Path(folder), quiet=False, **options)
+        names = [target["name"] for target in found["targets"]][:top]
+        if not names:
+            raise AutokernelError(
+                f"{model}: no region was found that a problem covers; see `autokernel profile {model}`"
+            )
+        there = [out / f"{name}.py" for name in names if (out / f"{name}.py").exists()]
+        if there and not force:
+            raise AutokernelError(
+                f"{there[0]} is there already; take --force to replace it or --out for another folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(Path(folder, "kernels", f"{name}.py"), out / f"{name}.py")
+            click.echo(f"wrote {out / f'{name}.py'}")
+    click.echo(f"judge one: autokernel bench {out / f'{names[0]}.py'}")
+
+
+def run_worker(model: str, out: Path, quiet: bool, **options: Any) -> Mapping[str, Any]:
+    """Profiles the model in a process of its own and returns profile.json's object."""
+    raise NotImplementedError
+
+
+def show_profile(found: Mapping[str, Any], top: int) -> None:
+    """The table of a profile: regions first as they are ranked, the rest by aten operation, then the sum."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows: Sequence[Mapping[str, Any]] = found["rows"]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("target", no_wrap=True)
+    table.add_column("problem", no_wrap=True)
+    for heading in (
+        "calls",
+        "time",
+        "share",
+        "of ceiling",
+        "bound",
+        "headroom",
+        *(f"@{w}x" for w in WHAT_IFS[:-1]),
+        "@floor",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    regions = [row for row in rows if row["kind"] == "region"]
+    for rank, row in enumerate(regions[:top], start=1):
+        what_if = row.get("what_if") or {}
+        table.add_row(
+            str(rank), f"[cyan]{escape(row['name'])}[/]", escape(row["problem"] or ""), str(row["calls"]),
+            milliseconds(row["time_us"]), f"{row['share']:.1%}", _percent(row["pct_of_ceiling"]), row["bound"] or "–",
+            _ratio(row["headroom"]), *(_ratio(what_if.get(w)) for w in WHAT_IFS),
+        )  # fmt: skip
+    others = [row for row in rows if row["kind"] != "region"]
+    room = max(top - len(regions), 3)
+    for row in others[:room]:
+        table.add_row("", f"[dim]{escape(row['name'])}[/]", "[dim]not covered[/]", str(row["calls"]),
+                      milliseconds(row["time_us"]), f"{row['share']:.1%}")  # fmt: skip
+    hidden = regions[top:] + others[room:]
+    if hidden:
+        time_us, share = sum(r["time_us"] for r in hidden), sum(r["share"] for r in hidden)
+        table.add_row("", f"[dim]{len(hidden)} more[/]", "", "", milliseconds(time_us), f"{share:.1%}")
+    total = sum(row["share"] for row in rows)
+    table.add_row(
+        "", "[bold]total[/]", "", "", f"[bold]{milliseconds(found['attributed_us'])}[/]", f"[bold]{total:.1%}[/]"
+    )
+    console().print(table)
+    _explain(found, regions)
+
+
+def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
+    settings = " ".join(f"{k}={v}" for k, v in found["settings"].items())
+    breaks = found["graph_breaks"]
+    click.echo(
+        f"\n{found['model_name']} {settings}{' ' if settings else ''}on {found['device']}, {found['dtype']}: one eager "
+        f"forward takes {milliseconds(found['forward_us'])}" + (f"; {breaks} graph break(s)" if breaks else "")
+    )
+    click.echo("@2x: speedup of the whole model if this row were 2 times faster; @floor: at its roofline floor")
+    if not regions:
+        click.echo("nothing here is a region that a problem covers: there is nothing for autokernel to do")
+        return
+    best = regions[0]
+    floor = (best.get("what_if") or {}).get("floor")
+    worth = f", worth up to {floor:.2f}x on the whole model" if floor else ""
+    click.echo(
+        f"start with {best['name']}: {best['share']:.0%} of the time{worth}; next: autokernel run {found['model']}"
+    )
+
+
+def milliseconds(time_us: float) -> str:
+    """A time in the unit that a person reads at a glance."""
+    if time_us >= 1e6:
+        return f"{time_us / 1e6:.2f} s"
+    return f"{time_us / 1e3:.2f} ms" if time_us >= 1e3 else f"{time_us:.1f} us"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}x"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} %"

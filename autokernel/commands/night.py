@@ -1,0 +1,60 @@
+"""run: profile, extract, then propose, judge, keep or revert until a limit is reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autokernel.commands._common import Duration, Name, existing_file, model_options
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.py")
+@click.option("--budget", type=Duration(), help="Wall time of this invocation: 90s, 30m, 10h, 1h30m. [default: none]")
+@click.option("--max-experiments", type=click.IntRange(min=1), help="Experiments of the whole run. [default: no limit]")
+@click.option("--run", "name", help="Folder under --results. [default: the model's name and the device]")
+@click.option("--fresh", is_flag=True, help="Start a new numbered run instead of going on with the last one.")
+@click.option("--results", "results_dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Where runs are kept.")  # fmt: skip
+@model_options
+@click.option("--proposer", type=Name("proposers", also=("auto",)), default="auto", show_default=True,
+              help="Source of ideas: a name, or module.path of your own.")  # fmt: skip
+@click.option("--strategy", type=Name("strategies"), default="greedy", show_default=True,
+              help="Which version to edit next.")  # fmt: skip
+@click.option("--min-gain", type=click.FloatRange(0, 1), default=0.005, show_default=True,
+              help="Smallest gain that is kept, as a fraction.")  # fmt: skip
+@click.option("--aa-rate", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+              help="Share of experiments that judge the champion against itself.")  # fmt: skip
+@click.option("--move-on-reverts", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Leave a target after so many reverts in a row.")  # fmt: skip
+@click.option("--move-on-peak", type=click.FloatRange(0, 100), default=90.0, show_default=True,
+              help="Leave a target at this percentage of peak.")  # fmt: skip
+@click.option("--move-on-time", type=Duration(), default="2h", show_default=True,
+              help="Leave a target after this time on it.")  # fmt: skip
+@click.option("--move-on-speedup", type=click.FloatRange(min=1), default=2.0, show_default=True,
+              help="Leave a target at this speedup over its best baseline.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the proposer's choices.")
+@click.option("--plain", is_flag=True, help="One line an experiment, also on a terminal.")
+@click.option("--quiet", is_flag=True, help="No progress; only the report at the end.")
+def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
+    """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
+
+    The same command again resumes where it stopped, also after a crash. Ends with the report.
+    """
+    from autokernel import report as reporting
+    from autokernel.display import open_display
+    from autokernel.run import session
+    from autokernel.run.orchestrator import MoveOn
+
+    path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+    rules = MoveOn(
+        reverts=options.pop("move_on_reverts"),
+        peak_pct=options.pop("move_on_peak"),
+        seconds=options.pop("move_on_time"),
+        speedup=options.pop("move_on_speedup"),
+    )
+    with open_display(plain, quiet) as display:
+        summary = session.start(session.RunOptions(model=path, move_on=rules, **options), display)
+    del reporting, summary

@@ -1,0 +1,102 @@
+"""What a kernel file says of itself, read without running a line of it: KERNEL_TYPE, BACKEND, WORKLOADS, kernel_fn."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from autokernel import registry
+from autokernel.types import AutokernelError, Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelFile:
+    """``workloads`` is empty when the file names none: then the problem's own shapes stand in."""
+
+    path: Path
+    source: str
+    problem: str
+    backend: str
+    workloads: tuple[Workload, ...]
+
+
+class NotAKernel(AutokernelError):
+    """The file cannot be judged: it is no Python, or does not say what it is."""
+
+
+def read(path: Path) -> KernelFile:
+    """The kernel file at this path. NotAKernel names the line or the missing piece."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source, filename=str(path))
+    except UnicodeDecodeError as error:
+        raise NotAKernel(f"{path}: expected Python source in UTF-8, got bytes that are not ({error.reason})") from error
+    except SyntaxError as error:
+        raise NotAKernel(f"{path} line {error.lineno}: expected Python, got a syntax error: {error.msg}") from error
+    except ValueError as error:  # a NUL byte
+        raise NotAKernel(f"{path}: expected Python source, got a file with NUL bytes") from error
+    if not any(
+        isinstance(n, ast.FunctionDef) and n.name == "kernel_fn" for n in tree.body
+    ) and "kernel_fn" not in _names(tree):
+        raise NotAKernel(
+            f"{path}: expected a top-level function kernel_fn, found none; `autokernel extract` shows the form"
+        )
+    problem, backend = _text(tree, path, "KERNEL_TYPE"), _text(tree, path, "BACKEND")
+    for kind, name in (("problems", problem), ("backends", backend)):
+        known = registry.names(kind)
+        if name not in known and "." not in name:
+            raise NotAKernel(f"{path}: {registry.unknown(kind, name, known)}")
+    return KernelFile(path, source, problem, backend, _workloads(tree, path))
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Names that top-level assignments define."""
+    return {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+def _value(tree: ast.Module, name: str) -> ast.expr | None:
+    """The expression that the last top-level assignment gives to this name."""
+    found = None
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            found = node.value  # type: ignore[union-attr]
+    return found
+
+
+def _literal(tree: ast.Module, path: Path, name: str) -> Any:
+    expression = _value(tree, name)
+    if expression is None:
+        return None
+    try:
+        return ast.literal_eval(expression)
+    except ValueError as error:
+        raise NotAKernel(
+            f"{path} line {expression.lineno}: expected {name} to be a literal, got an expression"
+        ) from error
+
+
+def _text(tree: ast.Module, path: Path, name: str) -> str:
+    value = _literal(tree, path, name)
+    if not isinstance(value, str):
+        got = "no such line" if value is None else repr(value)
+        example = {"KERNEL_TYPE": "rmsnorm", "BACKEND": "cpp"}[name]
+        raise NotAKernel(
+            f'{path}: expected a top-level {name} = "{example}" (say), got {got}; `autokernel list` names them'
+        )
+    return value
+
+
+def _workloads(tree: ast.Module, path: Path) -> tuple[Workload, ...]:
+    listed = _literal(tree, path, "WORKLOADS")
+    try:
+        return tuple(Workload.from_json(w) for w in listed or ())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NotAKernel(
+            f"{path}: expected WORKLOADS to be a list like [{{'dims': {{'R': 512, 'C': 768}}, 'dtype': 'fp32', "
+            f"'count': 1}}], got one without a readable {error}"
+        ) from error

@@ -1,0 +1,286 @@
+"""What a run has won, and what it is worth: read from results.tsv and the files beside it; no torch.
+
+Headline numbers are a champion against its baselines measured in one session: headline.json when it holds the
+champion's commit, else the champion's own row (whose baselines were timed in that experiment's session). Gains of
+single steps are never multiplied.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autokernel.run import history
+from autokernel.run.history import Row
+from autokernel.types import AutokernelError, Target, Verdict
+
+FALSE_KEEP_LIMIT = 0.02  # above this share of kept A/A candidates the run's keeps deserve doubt
+FALSE_KEEP_SAMPLES = 20  # fewer A/A comparisons than this say little
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetReport:
+    """One kernel file of the run. Ratios above 1 are faster; None where nothing was measured. ``latency_us`` and
+    ``floor_us`` are a forward's worth of this target; ``source`` says which measurement the numbers come from."""
+
+    name: str
+    problem: str
+    backend: str
+    share: float | None
+    experiments: int
+    kept: int
+    speedup_vs_eager: float | None
+    speedup_vs_best: float | None
+    pct_peak: float | None
+    file: str
+    latency_us: float | None
+    starter_vs_best: float | None
+    floor_us: float | None
+    source: str  # "headline", "experiment N" or "not measured"
+
+    JSON = (
+        "name", "problem", "backend", "share", "experiments", "kept", "speedup_vs_eager", "speedup_vs_best",
+        "pct_peak", "file",
+    )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.JSON}
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """How often candidates ended with one status, and the last one's reason."""
+
+    status: str
+    count: int
+    last_experiment: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that a person is told of a run. ``projected_speedup`` is of the whole forward pass, by Amdahl's law;
+    None where no profile lies beside the rows."""
+
+    run: str
+    folder: Path
+    rows: Sequence[Row]
+    model: str | None
+    targets: Sequence[TargetReport]
+    projected_speedup: float | None
+    aa_kept: int
+    aa_total: int
+    judged_s: float
+    cost_usd: float
+    tokens: int
+    failures: Sequence[Failure]
+    advice: Sequence[str]
+
+    @property
+    def kept(self) -> int:
+        return sum(row.decision == "keep" for row in self.rows)
+
+    @property
+    def elapsed_s(self) -> float:
+        """From the first experiment's row to the last one's."""
+        if not self.rows:
+            return 0.0
+        first, last = (
+            datetime.datetime.fromisoformat(r.time.replace("Z", "+00:00")) for r in (self.rows[0], self.rows[-1])
+        )
+        return (last - first).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "experiments": len(self.rows),
+            "kept": self.kept,
+            "targets": [target.to_json() for target in self.targets],
+            "projected_speedup": self.projected_speedup,
+        }
+
+
+def newest_run(results: Path) -> Path:
+    """The run under ``results`` whose rows changed last. AutokernelError when there is none."""
+    runs = sorted(results.glob(f"*/{history.FILE}"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise AutokernelError(
+            f"expected a run under {results.absolute()}, found none; start one with `autokernel run MODEL.py`, "
+            "or name the folder or the results.tsv of a run"
+        )
+    return runs[-1].parent
+
+
+def build(place: Path) -> Report:
+    """The report of a run's folder, or of a results.tsv alone. AutokernelError names what cannot be read."""
+    if place.is_dir() and not (place / history.FILE).is_file():
+        inside = sorted(p.parent.name for p in place.glob(f"*/{history.FILE}"))
+        hint = f"it holds the runs {', '.join(inside)}: name one" if inside else "name a folder under results/"
+        raise AutokernelError(f"expected the folder of a run, with a {history.FILE}; {place} has none; {hint}")
+    rows = history.read(place)
+    folder = place if place.is_dir() else place.parent
+    profile = _json(folder / "profile.json")
+    headline = _json(folder / "headline.json")
+    known = {t.name: t for t in _targets(profile, folder / "profile.json")}
+    names = list(known) + [n for n in dict.fromkeys(row.target for row in rows) if n not in known]
+    targets = [_target(name, known.get(name), rows, headline) for name in names]
+    kept_aa, total_aa = history.false_keeps(rows)
+    failures = _failures(rows, folder)
+    projected = projection(targets) if known else None
+    return Report(
+        run=folder.resolve().name,
+        folder=folder,
+        rows=rows,
+        model=profile.get("model") if profile else None,
+        targets=targets,
+        projected_speedup=projected,
+        aa_kept=kept_aa,
+        aa_total=total_aa,
+        judged_s=sum(row.seconds for row in rows),
+        cost_usd=sum(row.cost_usd for row in rows),
+        tokens=sum(row.tokens_in + row.tokens_out for row in rows),
+        failures=failures,
+        advice=_advice(rows, targets, failures, (kept_aa, total_aa), profile),
+    )
+
+
+def projection(targets: Sequence[TargetReport]) -> float:
+    """The speedup of the whole forward pass over eager by Amdahl's law. A champion that is slower than eager would not
+    be put into the model: it counts as 1."""
+    left = 1.0
+    for target in targets:
+        gain = target.speedup_vs_eager
+        if target.share and gain and gain > 1.0:
+            left -= target.share * (1.0 - 1.0 / gain)
+    return 1.0 / max(left, 1e-9)
+
+
+def _json(path: Path) -> Mapping[str, Any] | None:
+    """The object in this file, None when there is no file. AutokernelError when it is not JSON."""
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise AutokernelError(
+            f"expected JSON in {path}: {error}; remove the file, `autokernel run` makes it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise AutokernelError(f"expected a JSON object in {path}, found {type(data).__name__}; remove the file")
+    return data
+
+
+def _targets(profile: Mapping[str, Any] | None, path: Path) -> list[Target]:
+    try:
+        return [Target.from_json(t) for t in profile["targets"]] if profile else []
+    except (KeyError, TypeError, ValueError) as error:
+        raise AutokernelError(
+            f"expected a profile in {path}, got one without a readable {error}; remove the file"
+        ) from error
+
+
+def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Mapping[str, Any] | None) -> TargetReport:
+    mine = [row for row in rows if row.target == name]
+    starter = next((row for row in mine if row.decision == "baseline"), None)
+    champion = history.champion(rows, name)
+    numbers = _headline_numbers(headline, name, champion)
+    source = "headline" if numbers else f"experiment {champion.experiment}" if champion else "not measured"
+    if numbers is None:
+        keys = ("speedup_vs_eager", "speedup_vs_best", "pct_peak", "latency_us")
+        numbers = {key: getattr(champion, key) if champion else None for key in keys}
+    return TargetReport(
+        name=name,
+        problem=target.problem if target else mine[0].problem,
+        backend=champion.backend if champion else target.backend if target else mine[0].backend,
+        share=target.share if target else None,
+        experiments=len(mine),
+        kept=sum(row.decision == "keep" for row in mine),
+        file=target.file if target else f"kernels/{name}.py",
+        starter_vs_best=starter.speedup_vs_best if starter else None,
+        floor_us=target.floor_us if target else None,
+        source=source,
+        **numbers,
+    )
+
+
+def _headline_numbers(
+    headline: Mapping[str, Any] | None, name: str, champion: Row | None
+) -> dict[str, float | None] | None:
+    """The thorough measurement of this target, if it is of the commit that stands now."""
+    entry = (headline or {}).get("targets", {}).get(name)
+    if entry is None or champion is None or entry.get("commit") != champion.commit or not entry.get("verdict"):
+        return None
+    measured = Verdict.from_json(entry["verdict"]).measurements
+    if measured is None:
+        return None
+    return {
+        "speedup_vs_eager": measured.speedup_vs_eager,
+        "speedup_vs_best": measured.speedup_vs_best,
+        "pct_peak": measured.pct_peak,
+        "latency_us": measured.latency_us,
+    }
+
+
+def _failures(rows: Sequence[Row], folder: Path) -> list[Failure]:
+    """Candidates that did not pass, most frequent status first."""
+    counts = collections.Counter(row.status for row in rows if row.status != "PASS")
+    failures = []
+    for status, count in counts.most_common():
+        last = max(row.experiment for row in rows if row.status == status)
+        verdict = _json(folder / "experiments" / str(last) / "verdict.json") or {}
+        failures.append(Failure(status, count, last, str(verdict.get("reason", "")).strip()))
+    return failures
+
+
+def _advice(
+    rows: Sequence[Row],
+    targets: Sequence[TargetReport],
+    failures: Sequence[Failure],
+    aa: tuple[int, int],
+    profile: Mapping[str, Any] | None,
+) -> list[str]:
+    """What to do next, the most rewarding first."""
+    advice = []
+    remaining = [(_left_to_win(t), t) for t in targets]
+    gain, best = max(remaining, key=lambda pair: pair[0], default=(0.0, None))
+    if best is not None and gain > 0.005:
+        advice.append(
+            f"{best.name} has the most left to win: at its roofline floor the forward pass would take {gain:.0%} less "
+            "time than now; run the same command again to go on."
+        )
+    untouched = [t.name for t in targets if t.experiments == 0]
+    if untouched:
+        advice.append(f"Not tried yet: {', '.join(untouched)}; a longer --budget reaches them.")
+    behind = [t.name for t in targets if t.speedup_vs_best is not None and t.speedup_vs_best < 1.0]
+    if behind:
+        advice.append(f"Do not put into the model yet: {', '.join(behind)}; the best baseline is still faster.")
+    failed = sum(f.count for f in failures)
+    if failures and failed > len(rows) / 3:
+        worst = failures[0]
+        advice.append(
+            f"{failed} of {len(rows)} candidates did not pass, {worst.count} of them with {worst.status}: "
+            f"read experiments/{worst.last_experiment}/log.txt."
+        )
+    kept, total = aa
+    if total >= FALSE_KEEP_SAMPLES and kept / total > FALSE_KEEP_LIMIT:
+        advice.append(
+            f"{kept} of {total} A/A candidates would have been kept: this machine is noisy; "
+            "close other programs or raise --min-gain, and measure the champions again."
+        )
+    graph_breaks = profile.get("graph_breaks", 0) if profile else 0
+    if graph_breaks:
+        advice.append(f"The model has {graph_breaks} graph break(s): code between them was not searched for regions.")
+    return advice
+
+
+def _left_to_win(target: TargetReport) -> float:
+    """The fraction of today's forward pass that this target gives back at its roofline floor."""
+    if not target.share or not target.latency_us or target.floor_us is None:
+        return target.share or 0.0 if target.latency_us is None and target.experiments == 0 else 0.0
+    now = target.share / max(target.speedup_vs_eager or 1.0, 1.0)
+    return max(now * (1.0 - target.floor_us / target.latency_us), 0.0)
