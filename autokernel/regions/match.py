@@ -1,0 +1,225 @@
+"""Which windows of a graph are a problem we know: recognition by testing, never by name.
+
+A problem proposes how a window's tensors could fill its signature; the window and the problem's reference then run on
+the same random inputs in double precision. Equal numbers at several magnitudes (so that a wrong eps or scale shows)
+make it a region. Windows that do more work win over smaller ones, and regions share no node.
+An input that is the same in every forward (a causal mask, a table of cosines) takes part with its real values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from autokernel import registry
+from autokernel.problems._common import TORCH_DTYPES
+from autokernel.regions.capture import Capture, TensorSpec, module_path
+from autokernel.regions.window import WIDE, Window, dense_strides, windows
+from autokernel.types import Binding, DType, Problem, Workload
+
+MAGNITUDES = (1.0, 1e-3, 30.0)
+TOLERANCE = 1e-7  # relative to the output's own size; both sides are in double precision
+MOST_FLOPS = {"cpu": 2e10, "cuda": 1e13}  # of a test at real sizes
+SEED = 0
+DTYPE_NAMES: Mapping[torch.dtype, DType] = {t: n for n, t in TORCH_DTYPES.items()}
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """One recognised place: the nodes it replaces, and how its tensors fill the problem's signature.
+
+    ``inputs`` are those the binding takes, in its order; ``workload.count`` is how often a forward makes this call.
+    """
+
+    problem: str
+    workload: Workload
+    binding: Binding
+    graph: int
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+
+    @property
+    def output(self) -> fx.Node:
+        return self.nodes[-1]
+
+    @property
+    def module_path(self) -> str:
+        """The innermost module that holds the whole window."""
+        paths = [module_path(n).split(".") for n in self.nodes if n.meta.get("nn_module_stack")]
+        if not paths:
+            return ""
+        shared = []
+        for parts in zip(*paths, strict=False):
+            if len(set(parts)) > 1:
+                break
+            shared.append(parts[0])
+        return ".".join(shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a window's key was found to be: it holds for each window of that key."""
+
+    problem: str
+    workload: Workload
+    binding: Binding
+    taken: tuple[int, ...]  # positions of the window's inputs that the binding takes
+
+
+def match(captured: Capture, problems: Sequence[Problem] | None = None) -> list[Match]:
+    """The regions of all graphs, disjoint, in execution order."""
+    if problems is None:
+        problems = [registry.load("problems", name) for name in registry.names("problems")]
+    known: dict[str, _Found | None] = {}
+    matches = []
+    for graph in captured.graphs:
+        position = {n: i for i, n in enumerate(graph.nodes)}
+        taken: set[fx.Node] = set()
+        chosen = []
+        for window in windows(graph):
+            if not taken.isdisjoint(window.nodes):
+                continue
+            if window.key not in known:
+                known[window.key] = _recognise(window, problems, captured.model.device)
+            found = known[window.key]
+            if found is None:
+                continue
+            taken.update(window.nodes)
+            chosen.append(
+                Match(
+                    problem=found.problem,
+                    workload=dataclasses.replace(found.workload, count=graph.calls),
+                    binding=found.binding,
+                    graph=graph.index,
+                    nodes=window.nodes,
+                    inputs=tuple(window.inputs[i] for i in found.taken),
+                )
+            )
+        matches += sorted(chosen, key=lambda m: position[m.output])
+    return matches
+
+
+def _recognise(window: Window, problems: Sequence[Problem], device: torch.device) -> _Found | None:
+    if not window.graph.specs[window.output.name].dtype.is_floating_point:
+        return None
+    names = [n.name for n in window.inputs]
+    variants: list[frozenset[str]] = [frozenset()]
+    if 0 < len(window.fixed) < len(names):
+        variants.append(frozenset(window.fixed))
+    reduced = window.reduced()
+    for without in variants:
+        taken = tuple(i for i, name in enumerate(names) if name not in without)
+        for problem in problems:
+            proposals = _propose(problem, window, without)
+            small = _propose(problem, reduced, without) if reduced and proposals else []
+            for i, binding in enumerate(proposals):
+                workload = _workload(problem, binding, window, taken)
+                if workload is None:
+                    continue
+                same = False
+                if reduced and len(small) == len(proposals):
+                    same = _same(reduced, problem, small[i], taken, torch.device("cpu"))
+                if not same and problem.flops(workload) <= MOST_FLOPS[device.type]:
+                    same = _same(window, problem, binding, taken, device)
+                if same:
+                    return _Found(problem.name, workload, binding, taken)
+    return None
+
+
+def _propose(problem: Problem, window: Window, without: frozenset[str]) -> Sequence[Binding]:
+    try:
+        return problem.propose_bindings(window.offer(without))
+    except REFUSALS as error:
+        raise RuntimeError(f"{problem.name}.propose_bindings failed on {window.key}") from error
+
+
+def _workload(problem: Problem, binding: Binding, window: Window, taken: Sequence[int]) -> Workload | None:
+    """The call pattern of a binding, with the real strides; None where it has no name for the dtype, has no elements,
+    or needs a copy (which a kernel's time would not show).
+    """
+    dtype = DTYPE_NAMES.get(window.graph.specs[window.output.name].dtype)
+    if dtype is None or any(size < 1 for size in binding.dims.values()):
+        return None
+    metas = [window.graph.specs[window.inputs[i].name].meta() for i in taken]
+    storages = {t.untyped_storage()._cdata for t in metas}
+    try:
+        adapted = binding.adapt(*metas)
+    except REFUSALS:
+        return None
+    if any(t.untyped_storage()._cdata not in storages for t in adapted):
+        return None
+    if any(t.is_floating_point() and t.dtype != TORCH_DTYPES[dtype] for t in adapted):
+        return None
+    strides = {
+        name: tuple(tensor.stride())
+        for name, tensor in zip(problem.inputs, adapted, strict=True)
+        if not tensor.is_contiguous()
+    }
+    return Workload(dict(binding.dims), dtype, 1, strides, dict(binding.scalars))
+
+
+def _same(window: Window, problem: Problem, binding: Binding, taken: Sequence[int], device: torch.device) -> bool:
+    """Whether window and reference agree on random inputs of each magnitude, and neither writes into its inputs."""
+    for values in _inputs(window, device):
+        offered = [values[i] for i in taken]
+        before = [v.clone() for v in values]
+        try:
+            with torch.no_grad():
+                expected = window.run(values)
+                out = binding.restore(problem.reference(*binding.adapt(*offered), **binding.scalars), *offered)
+        except REFUSALS:
+            return False
+        if not isinstance(out, torch.Tensor) or out.shape != expected.shape or not expected.is_floating_point():
+            return False
+        if any(not torch.equal(a, b) for a, b in zip(values, before, strict=True)):
+            return False
+        if not _close(out.double(), expected.double()):
+            return False
+    return True
+
+
+def _close(out: torch.Tensor, expected: torch.Tensor) -> bool:
+    finite = expected.isfinite()
+    if not finite.any() or not torch.equal(finite, out.isfinite()):
+        return False
+    out, expected = out[finite], expected[finite]
+    scale = expected.square().mean().sqrt()
+    return bool(((out - expected).abs() <= TOLERANCE * (scale + expected.abs())).all())
+
+
+def _inputs(window: Window, device: torch.device) -> Iterator[list[torch.Tensor]]:
+    """Random values of the window's inputs, one list a magnitude, in double precision and the layout of the model."""
+    specs = [window.graph.specs[n.name] for n in window.inputs]
+    floats = [s.shape[-1] for s in specs if s.dtype.is_floating_point and s.shape]
+    classes = max(min(floats, default=2), 2)  # an integer input may be an index into a float input's last dimension
+    for magnitude in MAGNITUDES:
+        generator = torch.Generator().manual_seed(SEED)
+        yield [
+            _wide(window.fixed[node.name]).to(device)
+            if node.name in window.fixed
+            else _random(spec, magnitude, classes, generator).to(device)
+            for node, spec in zip(window.inputs, specs, strict=True)
+        ]
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value.to(WIDE.get(value.dtype, value.dtype))
+
+
+def _random(spec: TensorSpec, magnitude: float, classes: int, generator: torch.Generator) -> torch.Tensor:
+    strides = dense_strides(spec.shape, spec.stride)
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(spec.shape, strides, strict=True) if size)
+    data: Any
+    if spec.dtype == torch.bool:
+        data = torch.rand(elements, generator=generator) < 0.5
+    elif spec.dtype.is_floating_point or spec.dtype.is_complex:
+        dtype = WIDE.get(spec.dtype, spec.dtype)
+        data = torch.randn(elements, generator=generator, dtype=dtype) * magnitude
+    else:
+        data = torch.randint(0, classes, (elements,), generator=generator, dtype=spec.dtype)
+    return torch.as_strided(data, spec.shape, strides)
