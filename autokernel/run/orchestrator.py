@@ -12,18 +12,26 @@ from autokernel.run import history
 from autokernel.run.history import Row
 from autokernel.types import Target
 
+VISIT_S = 7200.0
+
 
 @dataclasses.dataclass(frozen=True)
 class MoveOn:
     """When to leave a target. ``peak_pct`` is percent of the roofline ceiling, ``seconds`` is time spent on one visit,
     ``speedup`` is against the best baseline. On a return visit ``peak_pct`` and ``speedup`` count only if they are
-    reached during that visit.
+    reached during that visit. ``seconds`` None is two hours, or an even share of the budget where that is shorter.
     """
 
     reverts: int = 5
     peak_pct: float = 90.0
-    seconds: float = 7200.0
+    seconds: float | None = None
     speedup: float = 2.0
+
+    def within(self, budget_s: float | None, targets: int) -> MoveOn:
+        """These rules with ``seconds`` settled, so that a short night reaches every target."""
+        if self.seconds is not None or budget_s is None:
+            return self
+        return dataclasses.replace(self, seconds=min(VISIT_S, budget_s / max(1, targets)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,7 @@ def _why_leave(visit: Visit, before: Row | None, rules: MoveOn) -> str:
         return f"{speedup:.2f}x over its best baseline"
     if reverts >= rules.reverts:
         return f"{reverts} experiments in a row reverted"
-    if spent_s >= rules.seconds:
+    if spent_s >= (VISIT_S if rules.seconds is None else rules.seconds):
         return f"{spent_s / 60:.0f} min spent on it"
     return ""
 
