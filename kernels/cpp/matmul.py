@@ -30,9 +30,7 @@ SOURCE = """
 #include <tvm/ffi/container/tensor.h>
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
 
 using tvm::ffi::TensorView;
@@ -53,25 +51,24 @@ constexpr int STEPS = UNROLL;  // a pragma does not expand macros
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t TILE_M = round_up(MC, MR), TILE_N = round_up(NT, NR), BLOCK_N = round_up(NC, TILE_N);
 
-using Floats = std::unique_ptr<float, decltype(&std::free)>;
-Floats floats(int64_t n) {
-  void* p = std::aligned_alloc(64, round_up(4 * n + 1, 64));
-  if (!p) throw std::bad_alloc();
-  return Floats(static_cast<float*>(p), &std::free);
-}
+struct Floats {  // workspace: not initialised, aligned to a cache line
+  explicit Floats(int64_t n) : p(static_cast<float*>(::operator new(4 * n, std::align_val_t(64)))) {}
+  Floats(const Floats&) = delete;
+  ~Floats() { ::operator delete(p, std::align_val_t(64)); }
+  float* const p;
+};
 
 // One panel: lines [0, count) of `in`, padded with zeros to WIDTH, become out[depth][WIDTH].
 template <int64_t WIDTH, typename T>
 void pack(const T* in, int64_t line, int64_t step, int64_t count, int64_t depth, float* out) {
-  if (count < WIDTH) std::fill(out, out + depth * WIDTH, 0.0f);
-  if (count == WIDTH && line == 1) {
+  if (count < WIDTH) std::fill_n(out, depth * WIDTH, 0.0f);
+  if (count == WIDTH && line == 1)
     for (int64_t k = 0; k < depth; ++k)
       for (int64_t i = 0; i < WIDTH; ++i) out[k * WIDTH + i] = float(in[k * step + i]);
-    return;
-  }
-  for (int64_t from = 0; from < depth; from += 64)  // what is written stays in the L1 cache until its lines are full
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = from; k < std::min(depth, from + 64); ++k) out[k * WIDTH + i] = float(in[i * line + k * step]);
+  else
+    for (int64_t from = 0; from < depth; from += 64)  // what is written stays in the L1 cache until its lines are full
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t k = from; k < std::min(depth, from + 64); ++k) out[k * WIDTH + i] = float(in[i * line + k * step]);
 }
 
 // c[MR][NR] += a[depth][MR]ᵀ · b[depth][NR]
@@ -111,13 +108,13 @@ void matmul(TensorView A, TensorView B, TensorView C) {
       }
     return;
   }
-  Floats packed_a = floats(round_up(M, MR) * K), packed_b = floats(std::min(round_up(N, NR), BLOCK_N) * K);
-  float *pa = packed_a.get(), *pb = packed_b.get();
+  const Floats packed_a(round_up(M, MR) * K), packed_b(std::min(round_up(N, NR), BLOCK_N) * K);
+  float *pa = packed_a.p, *pb = packed_b.p;
 
   #pragma omp parallel if (M * N * K > GRAIN)
   {
-    Floats tile = floats(TILE_M * TILE_N);
-    float* t = tile.get();
+    const Floats tile(TILE_M * TILE_N);
+    float* t = tile.p;
     #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < M; i += MR)
       pack<MR>(a + i * A.stride(0), A.stride(0), A.stride(1), std::min<int64_t>(MR, M - i), K, pa + i * K);
@@ -132,7 +129,7 @@ void matmul(TensorView A, TensorView B, TensorView C) {
       for (int64_t i0 = 0; i0 < M; i0 += TILE_M)
         for (int64_t j0 = first; j0 < last; j0 += TILE_N) {
           const int64_t i1 = std::min(M, i0 + TILE_M), j1 = std::min(last, j0 + TILE_N);
-          std::fill(t, t + TILE_M * TILE_N, 0.0f);
+          std::fill_n(t, TILE_M * TILE_N, 0.0f);
           for (int64_t k = 0; k < K; k += KC)
             for (int64_t j = j0; j < j1; j += NR)
               for (int64_t i = i0; i < i1; i += MR)
