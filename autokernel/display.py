@@ -56,7 +56,7 @@ def verdict_line(row: Row, reason: str = "") -> str:
     if row.status != "PASS":
         return f"{head} {row.status} at {row.stage}: {' '.join(reason.split())[:90]} | {row.idea}"
     measured = f"{row.latency_us:9.1f} us" if row.latency_us is not None else ""
-    against = f"{times(row.speedup_vs_best)} of best baseline"
+    against = f"{times(row.speedup_vs_best)} vs best"
     paired = ""
     if row.speedup is not None and row.ci_low is not None and row.ci_high is not None:
         paired = f"{(row.speedup - 1) * 100:+.1f} % [{(row.ci_low - 1) * 100:+.1f}, {(row.ci_high - 1) * 100:+.1f}]"
@@ -209,9 +209,8 @@ class Live:
         self.board.take(event)
         if isinstance(event, events.ExperimentDone):
             colour = {"kept": "green", "failed": "red", "starter": "cyan"}.get(outcome(event.row), "dim")
-            self.console.print(
-                Text(verdict_line(event.row, event.reason), style=colour, overflow="ellipsis", no_wrap=True)
-            )
+            line = Text(verdict_line(event.row, event.reason), style=colour)
+            self.console.print(line, overflow="ellipsis", no_wrap=True)
         elif not isinstance(event, events.TargetChosen):
             for line in announcement(event):
                 self.console.print(Text(line))
@@ -231,15 +230,17 @@ class Live:
     def _head(self) -> RenderableType:
         counts = self.board.counts()
         spent, left = self.board.budget()
-        head = Table.grid(padding=(0, 2))
-        words = [f"[bold]{len(self.board.rows)}[/] experiments", f"[green]{counts['kept']} kept[/]",
-                 f"[dim]{counts['reverted']} reverted[/]", f"[red]{counts['failed']} failed[/]"]  # fmt: skip
+        words = [
+            f"[bold]{len(self.board.rows)}[/] experiments",
+            f"[green]{counts['kept']} kept[/]",
+            f"[dim]{counts['reverted']} reverted[/]",
+            f"[red]{counts['failed']} failed[/]",
+        ]
         if self.board.projected:
-            words.append(f"model [bold]{times(self.board.projected)}[/] projected")
-        head.add_row(
-            ProgressBar(total=1.0, completed=spent, width=24), left or clock(self.board.elapsed_s), "  ".join(words)
-        )
-        return head
+            words.append(f"whole model [bold]{times(self.board.projected)}[/] projected")
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(total=1.0, completed=spent, width=40), left or clock(self.board.elapsed_s))
+        return Group(bar, Text.from_markup("  ".join(words)), Text(""))
 
     def _targets(self) -> RenderableType:
         assert self.board.run is not None  # render() asks only then

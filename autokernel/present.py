@@ -11,7 +11,9 @@ from rich.table import Table
 from autokernel.display import clock, outcome, times
 from autokernel.report import Report, TargetReport
 
-HEADINGS = ("target", "backend", "share", "tried", "kept", "starter", "champion", "vs eager", "of peak", "time", "measured in")
+HEADINGS = (
+    "target", "backend", "share", "tried", "kept", "starter", "champion", "vs eager", "of peak", "time", "measured in",
+)  # fmt: skip
 FOOTNOTE = (
     "starter and champion: speedup over the best of eager, torch.compile and the library, timed in the same session. "
     "measured in: the session that the champion's figures come from."
@@ -39,7 +41,9 @@ def headline(report: Report) -> str:
     counts = f"{len(report.rows)} experiments, {report.kept} kept"
     if report.projected_speedup is None:
         return f"{report.run}: {counts}"
-    return f"{report.run}: {counts}; the whole forward pass {report.projected_speedup:.2f}x faster than eager (projected)"
+    return (
+        f"{report.run}: {counts}; the whole forward pass {report.projected_speedup:.2f}x as fast as eager (projected)"
+    )
 
 
 def facts(report: Report) -> list[str]:
@@ -96,7 +100,8 @@ def markdown(report: Report) -> str:
         for row in kept:
             gain = "–" if row.speedup is None else f"{(row.speedup - 1) * 100:+.1f} %"
             low, high = (("–" if r is None else f"{(r - 1) * 100:+.1f}") for r in (row.ci_low, row.ci_high))
-            lines.append(_row((str(row.experiment), row.target, gain, f"{low} to {high}", row.idea, f"`{row.commit[:10]}`")))
+            interval, commit = f"{low} to {high}", f"`{row.commit[:10]}`"
+            lines.append(_row((str(row.experiment), row.target, gain, interval, row.idea, commit)))
         lines += ["", "Gains are of one step over the version before it; they are not multiplied into a headline.", ""]
     if report.advice:
         lines += ["## What to do next", "", *(f"- {line}" for line in report.advice), ""]

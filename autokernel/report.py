@@ -17,8 +17,9 @@ from typing import Any
 
 from autokernel.run import history
 from autokernel.run.history import Row
-from autokernel.types import AutokernelError, Target, Verdict
+from autokernel.types import AutokernelError, Target
 
+MEASURED = ("speedup_vs_eager", "speedup_vs_best", "pct_peak", "latency_us")
 FALSE_KEEP_LIMIT = 0.02  # above this share of kept A/A candidates the run's keeps deserve doubt
 FALSE_KEEP_SAMPLES = 20  # fewer A/A comparisons than this say little
 
@@ -41,7 +42,7 @@ class TargetReport:
     latency_us: float | None
     starter_vs_best: float | None
     floor_us: float | None
-    source: str  # "headline", "experiment N" or "not measured"
+    source: str  # "headline", "headline: STATUS" (it failed there), "experiment N" or "not measured"
 
     JSON = (
         "name", "problem", "backend", "share", "experiments", "kept", "speedup_vs_eager", "speedup_vs_best",
@@ -188,11 +189,13 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
     mine = [row for row in rows if row.target == name]
     starter = next((row for row in mine if row.decision == "baseline"), None)
     champion = history.champion(rows, name)
-    numbers = _headline_numbers(headline, name, champion)
-    source = "headline" if numbers else f"experiment {champion.experiment}" if champion else "not measured"
-    if numbers is None:
-        keys = ("speedup_vs_eager", "speedup_vs_best", "pct_peak", "latency_us")
-        numbers = {key: getattr(champion, key) if champion else None for key in keys}
+    numbers: dict[str, float | None]
+    if entry := _headline_entry(headline, name, champion):
+        numbers = {key: entry.get(key) for key in MEASURED}
+        source = "headline" if entry.get("status") == "PASS" else f"headline: {entry.get('status')}"
+    else:
+        numbers = {key: getattr(champion, key) if champion else None for key in MEASURED}
+        source = f"experiment {champion.experiment}" if champion else "not measured"
     return TargetReport(
         name=name,
         problem=target.problem if target else mine[0].problem,
@@ -208,22 +211,10 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
     )
 
 
-def _headline_numbers(
-    headline: Mapping[str, Any] | None, name: str, champion: Row | None
-) -> dict[str, float | None] | None:
+def _headline_entry(headline: Mapping[str, Any] | None, name: str, champion: Row | None) -> Mapping[str, Any] | None:
     """The thorough measurement of this target, if it is of the commit that stands now."""
     entry = (headline or {}).get("targets", {}).get(name)
-    if entry is None or champion is None or entry.get("commit") != champion.commit or not entry.get("verdict"):
-        return None
-    measured = Verdict.from_json(entry["verdict"]).measurements
-    if measured is None:
-        return None
-    return {
-        "speedup_vs_eager": measured.speedup_vs_eager,
-        "speedup_vs_best": measured.speedup_vs_best,
-        "pct_peak": measured.pct_peak,
-        "latency_us": measured.latency_us,
-    }
+    return entry if entry and champion and entry.get("commit") == champion.commit else None
 
 
 def _failures(rows: Sequence[Row], folder: Path) -> list[Failure]:
@@ -256,6 +247,12 @@ def _advice(
     untouched = [t.name for t in targets if t.experiments == 0]
     if untouched:
         advice.append(f"Not tried yet: {', '.join(untouched)}; a longer --budget reaches them.")
+    doubtful = [t.name for t in targets if t.source.startswith("headline:")]
+    if doubtful:
+        advice.append(
+            f"Do not trust the champion of {', '.join(doubtful)}: it passed its experiment and failed the thorough "
+            "judgement; headline.json says why."
+        )
     behind = [t.name for t in targets if t.speedup_vs_best is not None and t.speedup_vs_best < 1.0]
     if behind:
         advice.append(f"Do not put into the model yet: {', '.join(behind)}; the best baseline is still faster.")

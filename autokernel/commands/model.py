@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,22 @@ def extract(model: str, top: int | None, out: Path | None, force: bool, **option
 
 
 def run_worker(model: str, out: Path, quiet: bool, **options: Any) -> Mapping[str, Any]:
-    """Profiles the model in a process of its own and returns profile.json's object."""
-    raise NotImplementedError
+    """Profiles the model in a process of its own, its files below ``out``; returns profile.json's object."""
+    from autokernel.display import open_display
+    from autokernel.run import workspace
+
+    path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+    backend = options["backend"] or ("cpp" if options["device"] == "cpu" else "triton")
+    arguments = ["--model", str(path), "--backend", backend, "--out", str(out)]
+    for name in ("device", "dtype", "warmup", "iters"):
+        arguments += [f"--{name}", str(options[name])]
+    for key, value in options["settings"].items():
+        arguments += ["--set", f"{key}={value}"]
+    if options["trace"]:
+        arguments += ["--trace", str(options["trace"])]
+    with open_display(quiet=quiet) as display:
+        workspace._work([sys.executable, "-m", "autokernel.regions.worker", *arguments], out, display.on_event)
+    return workspace.read_json(out / "profile.json")
 
 
 def show_profile(found: Mapping[str, Any], top: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from autokernel.commands._common import Duration, Name, existing_file, model_options
+from autokernel.commands._common import Duration, Name, console, existing_file, model_options
+from autokernel.commands.reading import present_report
 
 
 @click.command()
@@ -43,7 +46,7 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
 
     The same command again resumes where it stopped, also after a crash. Ends with the report.
     """
-    from autokernel import report as reporting
+    from autokernel import present, report
     from autokernel.display import open_display
     from autokernel.run import session
     from autokernel.run.orchestrator import MoveOn
@@ -55,6 +58,20 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
         seconds=options.pop("move_on_time"),
         speedup=options.pop("move_on_speedup"),
     )
+    chosen = session.RunOptions(model=path, move_on=rules, budget_s=options.pop("budget"), **options)
     with open_display(plain, quiet) as display:
-        summary = session.start(session.RunOptions(model=path, move_on=rules, **options), display)
-    del reporting, summary
+        summary = session.start(chosen, display)
+    if not summary.rows:
+        click.echo(f"no experiment was made; the workspace is {summary.folder}")
+    elif summary.signal is None:
+        present_report(report.build(summary.folder))
+    else:  # whoever stops a run wants the terminal back: the table, and no chart
+        present.show(report.build(summary.folder), console())
+    if summary.signal is not None:
+        click.echo(f"stopped; to go on: {_command_line()}", err=True)
+        raise click.exceptions.Exit(128 + summary.signal)
+
+
+def _command_line() -> str:
+    """What was typed, less --fresh: it would start anew."""
+    return shlex.join(["autokernel", *(word for word in sys.argv[1:] if word != "--fresh")])
