@@ -30,11 +30,11 @@ class Refused(Exception):
     """The candidate did something that is answered with a message, not with a crash."""
 
 
-class OpAudit(TorchDispatchMode):
+class OpAudit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Names of the aten operations that a call dispatches."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

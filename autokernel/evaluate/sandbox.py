@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 M_PERTURB = -6  # mallopt: fill what malloc hands out and free takes back
 
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
-# Rights that change something: write_file, remove_dir, remove_file, make_char ... make_sym, (ABI 2) refer, (3) truncate.
+# Rights that change something: write_file, remove_dir, remove_file, make_char to make_sym; ABI 2: refer; 3: truncate.
 _WRITE_RIGHTS_V1 = (1 << 1) | sum(1 << bit for bit in range(4, 13))
 _WRITE_FILE = 1 << 1
 _TRUNCATE = 1 << 14
@@ -75,7 +75,7 @@ def landlock_abi() -> int:
 
 
 def confine_writes(folders: list[Path]) -> bool:
-    """After this, the process can create, write or remove nothing outside ``folders`` and /dev. False: not available."""
+    """From now on nothing outside ``folders`` and /dev can be created, written or removed. False: not available."""
     abi = landlock_abi()
     if abi == 0:
         return False

@@ -1,0 +1,255 @@
+"""The five stages of correctness: smoke, shapes, stability, determinism, edges. The first failure ends the verdict.
+
+Inputs are drawn from a seed that exists only after the candidate was loaded; the candidate sees their bytes, never
+the seed, the oracle's output or the tolerances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from autokernel.evaluate.correctness import Expected, expected, mismatch
+from autokernel.evaluate.memory import Arena, InputSet, relaid
+from autokernel.evaluate.pool import Handle, RunnerFailed
+from autokernel.types import DTYPES, Dims, DType, Problem, Scalar, Status, Workload
+
+CALL_S = 20.0
+SMOKE_S = 10.0
+POISONS = (0x5A, 0xC3)
+STAGES = ("smoke", "shapes", "stability", "determinism", "edges")
+HELD_OUT_SHAPES = 3
+
+
+class Failed(Exception):
+    """A candidate did not pass: the status and the reason of its verdict."""
+
+    def __init__(self, status: Status, reason: str, log_tail: str = "") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.log_tail = log_tail
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call to check. ``make`` draws the inputs; ``random_inputs`` says that the mean square rule applies."""
+
+    name: str
+    dims: Dims
+    dtype: DType
+    scalars: Mapping[str, Scalar]
+    make: Callable[[Dims, DType, torch.Generator], tuple[torch.Tensor, ...]]
+    strides: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    random_inputs: bool = True
+
+
+class Examination:
+    """Runs cases of one problem through one runner."""
+
+    def __init__(self, problem: Problem, handle: Handle, device: str, aten: frozenset[str] | None) -> None:
+        self.problem = problem
+        self.handle = handle
+        self.device = device
+        self.aten = aten
+        self.errors: dict[str, float] = {}
+        self.precisions: set[str] = set()
+        self._next_id = 0
+        self._output: Arena | None = None
+
+    def run_all(
+        self, workloads: tuple[Workload, ...], seed: int, on_stage: Callable[[str, int, int], None] = lambda *_: None
+    ) -> None:
+        """All five stages, in order of cost. Raises Failed."""
+        rng = random.Random(seed)
+        generator = torch.Generator().manual_seed(seed)
+        kind = torch.device(self.device).type
+        plan: dict[str, list[Case]] = {
+            "smoke": [self._case(self.problem.shapes[kind][0], workloads[0].dtype if workloads else "fp32")],
+            "shapes": list(self._shape_cases(kind, workloads)),
+            "stability": list(self._stability_cases()),
+            "determinism": list(self._determinism_cases(kind, workloads)),
+            "edges": list(self._edge_cases(rng)),
+        }
+        for stage in STAGES:
+            for done, case in enumerate(plan[stage]):
+                on_stage(stage, done, len(plan[stage]))
+                self.check(stage, case, generator)
+            on_stage(stage, len(plan[stage]), len(plan[stage]))
+
+    def close(self) -> None:
+        if self._output is not None:
+            self._output.close()
+
+    # ------------------------------------------------------------------------------------------ the cases
+
+    def _case(self, dims: Dims, dtype: DType, **changes: Mapping[str, Scalar]) -> Case:
+        name = f"{'x'.join(f'{n}{v}' for n, v in dims.items())} {dtype}"
+        scalars = {**self.problem.scalars, **changes.get("scalars", {})}
+        return Case(name, dims, dtype, scalars, self.problem.make_inputs)
+
+    def _shape_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
+        for dims in self.problem.shapes[kind]:
+            for dtype in DTYPES:
+                yield self._case(dims, dtype)
+        for work in workloads:
+            case = self._case(work.dims, work.dtype, scalars=work.scalars)
+            yield dataclasses.replace(case, name=f"workload {work.key}", strides=work.strides)
+
+    def _stability_cases(self) -> Iterator[Case]:
+        for adversary in self.problem.adversarial:
+            for dtype in DTYPES:
+                case = self._case(adversary.dims, dtype, scalars=adversary.scalars)
+                yield dataclasses.replace(
+                    case, name=f"{adversary.name} {dtype}", make=adversary.make, random_inputs=False
+                )
+
+    def _determinism_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
+        middle = self.problem.shapes[kind][len(self.problem.shapes[kind]) // 2]
+        for dtype in DTYPES:
+            yield self._case(middle, dtype)
+        small = [w for w in workloads if self.problem.flops(w) < 1e9][:1]
+        for work in small:
+            case = self._case(work.dims, work.dtype, scalars=work.scalars)
+            yield dataclasses.replace(case, name=f"workload {work.key}", strides=work.strides)
+
+    def _edge_cases(self, rng: random.Random) -> Iterator[Case]:
+        for dims in self.problem.edge_shapes:
+            for dtype in DTYPES:
+                yield self._case(dims, dtype)
+        base = self.problem.shapes["cpu"][len(self.problem.shapes["cpu"]) // 2]
+        for scalars in self.problem.edge_scalars:
+            for dtype in DTYPES:
+                case = self._case(base, dtype, scalars=scalars)
+                yield dataclasses.replace(case, name=f"{case.name} {dict(scalars)}")
+        for dtype in DTYPES:
+            yield dataclasses.replace(self._case(base, dtype), name=f"strided {dtype}", strides={"*": ()})
+        for _ in range(HELD_OUT_SHAPES):
+            case = self._case(self.problem.held_out(rng), rng.choice(DTYPES))
+            yield dataclasses.replace(case, name=f"held-out {case.name}")
+
+    # ------------------------------------------------------------------------------------------ one case
+
+    def check(self, stage: str, case: Case, generator: torch.Generator) -> None:
+        """Run one case; on determinism three times, bitwise. Raises Failed."""
+        status = Status[stage.upper()]
+        tensors = self._laid_out(case, case.make(case.dims, case.dtype, generator))
+        flops = self.problem.flops(Workload(case.dims, case.dtype, scalars=case.scalars))
+        want = expected(self.problem, tensors, case.scalars, flops, self.device)
+        self.precisions.add(want.precision)
+        inputs = InputSet(tensors)
+        key = self.show(inputs, case.scalars)
+        try:
+            if stage == "determinism":
+                outs = []
+                for poison in (POISONS[0], POISONS[1], 0):
+                    self.handle.ask("poison", {"byte": poison})
+                    outs.append(self.call(key, want, status, case.name).clone())
+                if not all(torch.equal(bits(out), bits(outs[0])) for out in outs[1:]):
+                    raise Failed(status, f"{case.name}: three runs on the same inputs differ bitwise")
+            else:
+                out = self.call(key, want, status, case.name, audit=stage == "smoke")
+                ratio, wrong = mismatch(
+                    out, want, self.problem.tolerances[case.dtype], statistical=case.random_inputs and stage == "shapes"
+                )
+                self.errors[stage] = max(self.errors.get(stage, 0.0), min(ratio, 1e9))
+                if wrong:
+                    raise Failed(status, f"{case.name}: {wrong}")
+            self.handle.ask("forget", {"ids": [key]})
+        except RunnerFailed as failure:
+            raise Failed(failure_status(failure, status), f"{case.name}: {failure.reason}", failure.log_tail) from None
+        finally:
+            inputs.close()
+
+    def show(self, inputs: InputSet, scalars: Mapping[str, Scalar]) -> int:
+        """Let the runner map a set of inputs; the set's id."""
+        self._next_id += 1
+        entry = {
+            "id": self._next_id,
+            "nbytes": inputs.arena.nbytes,
+            "layout": inputs.layout,
+            "scalars": dict(scalars),
+        }
+        self.handle.ask("inputs", {"sets": [entry]}, [inputs.arena.fd])
+        return self._next_id
+
+    def call(self, key: int, want: Expected, status: Status, name: str, *, audit: bool = False) -> torch.Tensor:
+        """One call's output, over poisoned output memory. Raises Failed for a wrong shape, dtype or device."""
+        arena = self._output_arena(want.oracle.numel() * want.dtype.itemsize)
+        arena.bytes.fill_(POISONS[0])
+        limit = SMOKE_S if status is Status.SMOKE else CALL_S
+        answer = self.handle.ask("call", {"id": key, "audit": audit}, deadline_s=limit)
+        if audit and self.aten is not None:
+            extra = sorted(set(map(str, answer.get("ops", []))) - self.aten)
+            if extra:
+                raise Failed(Status.POLICY, f"the call runs PyTorch operations that compute: {', '.join(extra[:5])}")
+        return received(answer, arena, want, status, name, self.device)
+
+    def fetch(self, want: Expected, status: Status, name: str) -> torch.Tensor:
+        """The output of the last timed call."""
+        arena = self._output_arena(want.oracle.numel() * want.dtype.itemsize)
+        arena.bytes.fill_(POISONS[1])
+        answer = self.handle.ask("fetch", deadline_s=CALL_S)
+        return received(answer, arena, want, status, name, self.device)
+
+    def _output_arena(self, nbytes: int) -> Arena:
+        if self._output is None or self._output.nbytes < nbytes:
+            if self._output is not None:
+                self._output.close()
+            self._output = Arena(max(nbytes, 1 << 20), read_only=False)
+            self.handle.ask("output", {"nbytes": self._output.nbytes}, [self._output.fd])
+        return self._output
+
+    def _laid_out(self, case: Case, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Tensors with the case's strides; {"*": ()} asks for odd ones: padded rows, or a transposed matrix."""
+        if "*" in case.strides:
+            return tuple(odd_strides(t, i) for i, t in enumerate(tensors))
+        named = zip(self.problem.inputs, tensors, strict=True)
+        return tuple(relaid(t, case.strides[n]) if n in case.strides else t for n, t in named)
+
+
+def odd_strides(tensor: torch.Tensor, position: int) -> torch.Tensor:
+    """The same values at other strides: even positions get padded rows, odd ones their last two dims swapped."""
+    if tensor.dim() < 2:
+        return relaid(tensor, (2,)) if tensor.dim() == 1 else tensor
+    if position % 2:
+        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    stride, step = [1], tensor.shape[-1] + 3
+    for size in reversed(tensor.shape[:-1]):
+        stride.insert(0, step)
+        step *= size
+    return relaid(tensor, stride)
+
+
+def received(
+    answer: Mapping[str, object], arena: Arena, want: Expected, status: Status, name: str, device: str
+) -> torch.Tensor:
+    """The output that an answer describes, copied out of the shared memory: what it is no longer can be changed."""
+    shape = list(want.oracle.shape)
+    dtype = str(want.dtype).removeprefix("torch.")
+    said = (answer.get("shape"), answer.get("dtype"), answer.get("device"))
+    if said != (shape, dtype, torch.device(device).type):
+        expectation = f"shape {shape}, {dtype}, on {device}"
+        raise Failed(status, f"{name}: expected {expectation}; got shape {said[0]}, {said[1]}, on {said[2]}")
+    return arena.view(0, shape, contiguous_stride(shape), want.dtype).clone()
+
+
+def contiguous_stride(shape: list[int]) -> list[int]:
+    stride: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        stride.insert(0, step)
+        step *= max(size, 1)
+    return stride
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def failure_status(failure: RunnerFailed, otherwise: Status) -> Status:
+    """The verdict's status for a runner that did not answer as it should."""
+    return {"late": Status.TIMEOUT, "died": Status.CRASH}.get(failure.kind, otherwise)
