@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -60,23 +61,26 @@ class Store:
             # GitDB reads and writes objects in this process; the default would keep a `git cat-file` child.
             self._repo = git.Repo(folder, odbt=git.GitDB, search_parent_directories=False)
         # With the lock of the workspace in our hands, a lock file can only be what a killed process left behind.
-        for stale in [*(folder / ".git").glob("*.lock"), *(folder / ".git" / "refs").rglob("*.lock")]:
+        # The same holds of the temporary files of ``write_file``.
+        places = (folder.glob(".*.tmp"), folder.glob("kernels/.*.tmp"), folder.glob(".git/*.lock"))
+        for stale in itertools.chain(*places, (folder / ".git" / "refs").rglob("*.lock")):
             stale.unlink()
 
     @classmethod
-    def create(cls, folder: Path) -> Store:
-        """Makes the repository, or finishes one that a killed process began. Safe to repeat."""
+    def create(cls, folder: Path, files: Mapping[str, str], message: str, when_s: int) -> Store:
+        """Makes the repository with ``files`` (path -> text) as its first commit; it appears in one step, whole."""
+        nursery = folder / "scratch" / f"git-{os.getpid()}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        command = ["git", "init", "--quiet", "--template=", str(folder)]
+        command = ["git", "init", "--quiet", "--template=", str(nursery)]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise AutokernelError("git was expected on this machine and is not installed: install git") from error
         if done.returncode:
             raise AutokernelError(f"{' '.join(command)} failed: {done.stderr.strip()}")
-        (folder / ".git" / "HEAD").write_text(f"ref: {BRANCH}\n", encoding="utf-8")
-        store = cls(folder)
-        with store._repo.config_writer() as config:
+        (nursery / ".git" / "HEAD").write_text(f"ref: {BRANCH}\n", encoding="utf-8")
+        young = cls(nursery)
+        with young._repo.config_writer() as config:
             for section, name, value in (
                 ("user", "name", str(_AUTHOR.name)),
                 ("user", "email", str(_AUTHOR.email)),
@@ -85,7 +89,11 @@ class Store:
                 ("core", "autocrlf", "false"),
             ):
                 config.set_value(section, name, value)
-        return store
+        young.set_ref(BRANCH, young.put_commit(None, files, message, when_s))
+        young.close()
+        (nursery / ".git").rename(folder / ".git")
+        nursery.rmdir()
+        return cls(folder)
 
     def close(self) -> None:
         self._repo.close()
@@ -180,23 +188,21 @@ class Store:
         """
         tip = self.ref(BRANCH)
         assert tip is not None, "a workspace has a first commit"
-        asides, files, stale = {}, self._files(tip), not (self.folder / ".git" / "index").exists()
+        asides, files = {}, self._files(tip)
         for path, sha in files.items():
             data, file = self.blob(sha), self.folder / path
             present = file.read_bytes() if file.is_file() else None
             if present == data:
                 continue
-            stale = True
             if present is not None and not self._knows(present):
                 places = (self.folder / "set-aside" / f"{file.stem}-{n}{file.suffix}" for n in range(1, 10_000))
                 place = next(place for place in places if not place.exists())
                 write_file(place, present)
                 asides[path] = str(place.relative_to(self.folder))
             write_file(file, data)
-        if stale:
-            index = git.IndexFile(self._repo)
-            index.add(sorted(files))
-            index.write()
+        index = git.IndexFile(self._repo)
+        index.add(sorted(files))
+        index.write()
         return asides
 
     def _knows(self, data: bytes) -> bool:
@@ -207,7 +213,7 @@ class Store:
 def write_file(path: Path, data: bytes) -> None:
     """Replaces a file in one step: whoever reads it sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

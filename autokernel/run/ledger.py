@@ -49,6 +49,8 @@ IGNORED = (
     "report.md",
     "progress.png",
     "set-aside/",
+    "scratch/",
+    "lock",
 )
 
 
@@ -207,23 +209,19 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------ opening
 
     def _open(self, starters: Callable[[], Mapping[str, str]]) -> Store:
-        created = not (self.folder / ".git").exists()
-        if created and (self.folder / history.FILE).exists():
+        if (self.folder / ".git").exists():
+            store = Store(self.folder)
+            if store.ref(BRANCH) is None:
+                raise AutokernelError(f"{self.folder}: git branch main is gone; put it back, or start with --fresh")
+            return store
+        if (self.folder / history.FILE).exists():
             raise AutokernelError(
                 f"{self.folder}: results.tsv tells of experiments whose git repository (.git) is gone; "
                 "put .git back, or start a new run with --fresh"
             )
-        store = Store.create(self.folder) if created or not self._has_branch() else Store(self.folder)
-        if store.ref(BRANCH) is None:
-            ignored = "".join(f"/{name}\n" for name in (*IGNORED, "scratch/", "lock"))
-            message = "The starters, as extracted from the model"
-            files = {".gitignore": ignored, **starters()}
-            store.set_ref(BRANCH, store.put_commit(None, files, message, int(_now().timestamp())))
-        return store
-
-    def _has_branch(self) -> bool:
-        git = self.folder / ".git"
-        return (git / BRANCH).exists() or (git / "packed-refs").exists()
+        ignored = "".join(f"/{name}\n" for name in IGNORED)
+        message = "The starters, as extracted from the model"
+        return Store.create(self.folder, {".gitignore": ignored, **starters()}, message, int(_now().timestamp()))
 
     def _recover(self) -> None:
         commits, records = self._store.numbered(_EXPERIMENTS), self._store.numbered(_RECORDS)

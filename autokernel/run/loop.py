@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from autokernel.evaluate.client import Assignment, Evaluation, Judge, JudgeFailed
 from autokernel.run import orchestrator
@@ -82,8 +83,8 @@ def _judge(ledger: Ledger, judge: Judge, proposed: Proposed, observer: Observer)
     )
     started_s = time.monotonic()
 
-    def on_event(event: object) -> None:
-        if isinstance(event, dict) and event.get("event") == "stage":
+    def on_event(event: Mapping[str, Any]) -> None:
+        if event.get("event") == "stage":
             observer.on_event(JudgeStage(proposed.number, event["stage"], event["done"], event["of"]))
 
     try:

@@ -164,7 +164,7 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                 )
             )
             judge_options = JudgeOptions(device=options.device, min_gain=options.min_gain, threads=options.threads)
-            with contextlib.closing(ledger), JudgeClient(folder / "scratch", judge_options) as judge:
+            with contextlib.closing(ledger), JudgeClient(folder / "scratch" / "judge", judge_options) as judge:
                 desk = Desk(
                     ledger,
                     proposer,
