@@ -150,7 +150,7 @@ def _measure_cpu() -> Hardware:
         b = torch.randn(side, side).to(kind)
         c = torch.empty(side, side, dtype=kind)
         seconds = timed(functools.partial(torch.mm, a, b, out=c), CPU_MATMUL_BUDGET_S[dtype])
-        if dtype == "fp32" and torch.backends.mkldnn.is_available():
+        if dtype == "fp32" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             # On AMD processors the BLAS behind torch.mm reaches half of what oneDNN does: a ceiling is the better.
             x, weight = a.to_mkldnn(), b.to_mkldnn()
             linear = functools.partial(torch.nn.functional.linear, x, weight)

@@ -1,0 +1,178 @@
+"""From matches and times to what is worth optimizing: rows that add up to the whole forward, and targets in rank order.
+
+A target groups the regions of one problem and dtype: one kernel file serves them. Targets are ranked by what can be
+won, measured time less the roofline floor; ops that no problem covers follow, by time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autokernel import registry
+from autokernel.hardware import Hardware
+from autokernel.regions.capture import Capture, module_path
+from autokernel.regions.match import Match
+from autokernel.regions.profiler import OpTime, Timing
+from autokernel.types import DType, Region, Target, Workload
+
+LEAST_SHARE = 0.0005  # a call pattern that costs less of the forward than this is left to PyTorch
+PLACES = 4  # shown of each row
+SPEEDUPS = ("1.5", "2", "3", "5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the profile: a target, or an op that no problem covers. Times are of one forward."""
+
+    name: str
+    problem: str | None
+    places: tuple[str, ...]
+    calls: int
+    time_us: float
+    share: float
+    workloads: tuple[Workload, ...] = ()
+    compute_floor_us: float | None = None
+    memory_floor_us: float | None = None
+    floor_us: float | None = None
+
+    @property
+    def winnable_us(self) -> float:
+        return max(self.time_us - self.floor_us, 0.0) if self.floor_us is not None else 0.0
+
+    @property
+    def headroom(self) -> float | None:
+        return self.time_us / self.floor_us if self.floor_us else None
+
+    @property
+    def bound(self) -> str | None:
+        if self.compute_floor_us is None or self.memory_floor_us is None:
+            return None
+        return "compute" if self.compute_floor_us > self.memory_floor_us else "memory"
+
+    def what_if(self) -> dict[str, float]:
+        """Amdahl: how much faster the model becomes when this row becomes s times faster; "floor": at its floor."""
+        speedups = {s: float(s) for s in SPEEDUPS}
+        if self.headroom is not None:
+            speedups["floor"] = max(self.headroom, 1.0)
+        return {name: 1 / (1 - self.share + self.share / s) for name, s in speedups.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": "op" if self.problem is None else "region",
+            "problem": self.problem,
+            "places": list(self.places),
+            "calls": self.calls,
+            "time_us": self.time_us,
+            "share": self.share,
+            "workloads": [w.to_json() for w in self.workloads],
+            "floor_us": self.floor_us,
+            "headroom": self.headroom,
+            "pct_of_ceiling": 100 / self.headroom if self.headroom else None,
+            "bound": self.bound,
+            "what_if": self.what_if(),
+        }
+
+
+def rows(captured: Capture, matches: Sequence[Match], timing: Timing, hardware: Hardware) -> list[Row]:
+    """All of one forward: targets by what can be won, then uncovered ops by time. Shares add up to 1."""
+    total = timing.attributed_us
+    regions, inside = _regions(matches, timing, hardware)
+    grouped: dict[tuple[str, DType], list[Region]] = defaultdict(list)
+    for region in regions:
+        grouped[region.problem, region.workloads[0].dtype].append(region)
+    several = Counter(problem for problem, _ in grouped)
+    targets = [
+        _target_row(problem if several[problem] == 1 else f"{problem}_{dtype}", members, hardware, total)
+        for (problem, dtype), members in grouped.items()
+    ]
+    targets.sort(key=lambda row: -row.winnable_us)
+    return targets + _op_rows(captured, timing, inside, total)
+
+
+def targets_of(found: Sequence[Row], backend_of: Mapping[str, str]) -> list[Target]:
+    """The targets among the rows, in rank order; ``backend_of`` maps a problem to the backend of its kernel file."""
+    return [
+        Target(row.name, row.problem, backend_of[row.problem], row.workloads, row.share, row.time_us, row.floor_us)
+        for row in found
+        if row.problem is not None and row.floor_us is not None
+    ]
+
+
+def floor(workload: Workload, problem: str, hardware: Hardware) -> tuple[float, float, float]:
+    """Compute bound, memory bound and roofline of all calls of a workload in one forward, in microseconds."""
+    known = registry.load("problems", problem)
+    flops, nbytes = known.flops(workload), known.bytes(workload)
+    parts = (
+        hardware.compute_us(flops, workload.dtype),
+        hardware.memory_us(nbytes),
+        hardware.floor_us(flops, nbytes, workload.dtype),
+    )
+    compute, memory, roof = (part * workload.count for part in parts)
+    return compute, memory, roof
+
+
+def _regions(matches: Sequence[Match], timing: Timing, hardware: Hardware) -> tuple[list[Region], set[tuple[int, str]]]:
+    """The regions worth having, and the nodes inside them. Call patterns too cheap to matter are dropped whole."""
+    times = [sum(timing.node_us(m.graph, n.name) for n in m.nodes) for m in matches]
+    cost: Counter[tuple[str, str]] = Counter()
+    for m, time_us in zip(matches, times, strict=True):
+        cost[m.problem, m.workload.key] += time_us  # type: ignore[assignment]
+    least = LEAST_SHARE * timing.attributed_us
+    regions: list[Region] = []
+    inside: set[tuple[int, str]] = set()
+    for m, time_us in zip(matches, times, strict=True):
+        if cost[m.problem, m.workload.key] < least:
+            continue
+        inside.update((m.graph, n.name) for n in m.nodes)
+        roof = floor(m.workload, m.problem, hardware)[2]
+        regions.append(Region(m.problem, m.module_path, (m.workload,), time_us, roof))
+    return regions, inside
+
+
+def _target_row(name: str, members: Sequence[Region], hardware: Hardware, total_us: float) -> Row:
+    merged: dict[str, Workload] = {}
+    for workload in (w for region in members for w in region.workloads):
+        seen = merged.get(workload.key)
+        count = workload.count + (seen.count if seen else 0)
+        merged[workload.key] = dataclasses.replace(workload, count=count)
+    problem = members[0].problem
+    floors = [floor(workload, problem, hardware) for workload in merged.values()]
+    time_us = sum(region.time_us for region in members)
+    return Row(
+        name=name,
+        problem=problem,
+        places=tuple(dict.fromkeys(region.module_path for region in members))[:PLACES],
+        calls=sum(workload.count for workload in merged.values()),
+        time_us=time_us,
+        share=time_us / total_us,
+        workloads=tuple(sorted(merged.values(), key=lambda w: -w.count)),
+        compute_floor_us=sum(f[0] for f in floors),
+        memory_floor_us=sum(f[1] for f in floors),
+        floor_us=sum(f[2] for f in floors),
+    )
+
+
+def _op_rows(captured: Capture, timing: Timing, inside: set[tuple[int, str]], total_us: float) -> list[Row]:
+    paths = {(g.index, n.name): module_path(n) for g in captured.graphs for n in g.nodes}
+    places: dict[str, dict[str, None]] = defaultdict(dict)
+    times: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+
+    def add(ops: Sequence[OpTime], place: str) -> None:
+        for op in ops:
+            times[op.op] += op.time_us  # type: ignore[assignment]
+            calls[op.op] += op.calls  # type: ignore[assignment]
+            places[op.op].setdefault(place)
+
+    for node, ops in timing.nodes.items():
+        if node not in inside:
+            add(ops, paths.get(node, ""))
+    add(timing.outside, "(outside the captured graphs)")
+    return [
+        Row(op, None, tuple(places[op])[:PLACES], round(calls[op]), time_us, time_us / total_us)
+        for op, time_us in times.most_common()
+    ]

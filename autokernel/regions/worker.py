@@ -1,0 +1,131 @@
+"""The device process that turns a model file into a profile and kernel files; the daemon reads its events.
+
+    python -m autokernel.regions.worker --model llama.py --device cpu --dtype fp32 --backend cpp --out DIR
+
+Writes DIR/profile.json and DIR/kernels/<target>.py. Each line of standard output is one JSON object: {"event":
+"capture" | "time" | "match" | "extract" | "error", "message", "done", "of"}; whatever else is printed in this process
+(the model's own prints included) goes to standard error. A mistake of the user ends it with exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autokernel import hardware
+from autokernel.regions import capture, extractor, match, model, profiler, rank
+from autokernel.types import DTYPES, AutokernelError
+
+VERSION = 1  # of profile.json
+Emit = Callable[..., None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries and the model may print: events have a channel of their own
+
+    def emit(event: str, message: str, done: int = 0, of: int = 0) -> None:
+        events.write(json.dumps({"event": event, "message": message, "done": done, "of": of}) + "\n")
+
+    try:
+        run(options, emit)
+    except AutokernelError as error:
+        emit("error", str(error))
+        return 2
+    finally:
+        events.close()
+    return 0
+
+
+def run(options: argparse.Namespace, emit: Emit) -> None:
+    """The whole way: load, capture, match, time, rank, extract, write."""
+    settings = _settings(options.set)
+    emit("capture", f"loading {options.model}")
+    loaded = model.load(Path(options.model), options.device, options.dtype, settings)
+    ceilings = hardware.measure(options.device)
+    emit("capture", f"tracing {loaded.name}")
+    captured = capture.capture(loaded)
+    nodes = sum(len(g.nodes) for g in captured.graphs)
+    emit("match", f"{nodes} nodes in {len(captured.graphs)} graphs, {captured.graph_breaks} graph breaks")
+    matches = match.match(captured)
+    emit("match", f"{len(matches)} regions found")
+    timing = profiler.time_nodes(
+        captured,
+        options.warmup,
+        options.iters,
+        Path(options.trace) if options.trace else None,
+        lambda done, of: emit("time", f"forward {done} of {of}", done, of),
+    )
+    rows = rank.rows(captured, matches, timing, ceilings)
+    backends = {r.problem: extractor.backend_for(r.problem, options.backend) for r in rows if r.problem}
+    targets = rank.targets_of(rows, backends)
+    sources = {}
+    for i, row in enumerate(r for r in rows if r.problem is not None):
+        sources[row.name] = extractor.extract(row, options.backend, _title(options.model, settings))
+        emit("extract", f"{row.name}: {backends[row.problem or '']}", i + 1, len(targets))
+    profile = {
+        "version": VERSION,
+        "model": options.model,
+        "model_name": loaded.name,
+        "device": options.device,
+        "dtype": options.dtype,
+        "settings": settings,
+        "hardware": ceilings.to_json(),
+        "forward_us": timing.forward_us,
+        "attributed_us": timing.attributed_us,
+        "graph_breaks": captured.graph_breaks,
+        "rows": [row.to_json() for row in rows],
+        "targets": [target.to_json() for target in targets],
+    }
+    _write(Path(options.out), profile, sources)
+
+
+def _write(out: Path, profile: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Kernel files first: a profile.json that exists has all its kernels beside it."""
+    try:
+        (out / "kernels").mkdir(parents=True, exist_ok=True)
+        for name, source in sources.items():
+            (out / "kernels" / f"{name}.py").write_text(source)
+        torn = out / "profile.json.part"
+        torn.write_text(json.dumps(profile, indent=1) + "\n")
+        torn.replace(out / "profile.json")
+    except OSError as error:
+        raise AutokernelError(f"the profile was expected to be writable in {out}: {error.strerror}") from error
+
+
+def _title(path: str, settings: Mapping[str, str]) -> str:
+    return Path(path).name + "".join(f" {n}={v}" for n, v in settings.items())
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise AutokernelError(f"--set was expected to be NAME=VALUE; got '{pair}'")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m autokernel.regions.worker")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="fp32", choices=DTYPES)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--iters", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--backend", default="cpp")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--trace", default=None)
+    options = parser.parse_args(arguments)
+    if options.warmup < 0 or options.iters < 1:
+        parser.error("--warmup was expected to be at least 0 and --iters at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
