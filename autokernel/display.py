@@ -209,8 +209,8 @@ class Live:
         self.board.take(event)
         if isinstance(event, events.ExperimentDone):
             colour = {"kept": "green", "failed": "red", "starter": "cyan"}.get(outcome(event.row), "dim")
-            line = Text(verdict_line(event.row, event.reason), style=colour)
-            self.console.print(line, overflow="ellipsis", no_wrap=True)
+            finished = Text(verdict_line(event.row, event.reason), style=colour)
+            self.console.print(finished, overflow="ellipsis", no_wrap=True)
         elif not isinstance(event, events.TargetChosen):
             for line in announcement(event):
                 self.console.print(Text(line))

@@ -30,13 +30,13 @@ def read(path: Path) -> KernelFile:
     """The kernel file at this path. NotAKernel names the line or the missing piece."""
     try:
         source = path.read_text(encoding="utf-8")
+        if "\0" in source:  # Python versions differ in how they refuse it
+            raise NotAKernel(f"{path}: expected Python source, got a file with NUL bytes")
         tree = ast.parse(source, filename=str(path))
     except UnicodeDecodeError as error:
         raise NotAKernel(f"{path}: expected Python source in UTF-8, got bytes that are not ({error.reason})") from error
     except SyntaxError as error:
         raise NotAKernel(f"{path} line {error.lineno}: expected Python, got a syntax error: {error.msg}") from error
-    except ValueError as error:  # a NUL byte
-        raise NotAKernel(f"{path}: expected Python source, got a file with NUL bytes") from error
     if not any(
         isinstance(n, ast.FunctionDef) and n.name == "kernel_fn" for n in tree.body
     ) and "kernel_fn" not in _names(tree):
@@ -60,11 +60,14 @@ def _value(tree: ast.Module, name: str) -> ast.expr | None:
     """The expression that the last top-level assignment gives to this name."""
     found = None
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
         if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-            found = node.value  # type: ignore[union-attr]
+            found = value
     return found
 
 

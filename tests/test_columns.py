@@ -113,7 +113,9 @@ def test_every_module_has_a_column() -> None:
         ("evaluate/judge.py", "from autokernel import report"),
     ],
 )
-def test_the_check_itself_finds_offences(module: str, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_check_itself_finds_offences(
+    module: str, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     package = tmp_path / "autokernel"
     for known in ("run/loop.py", "problems/rmsnorm.py", "commands/bench.py", "report.py", module):
         (package / known).parent.mkdir(parents=True, exist_ok=True)

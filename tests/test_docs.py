@@ -67,8 +67,10 @@ def test_paths_that_a_document_names_exist(document: str) -> None:
 
 def test_commands_that_the_readme_names_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"(?m)^(?:\$ )?autokernel (\w+)", text)) | set(re.findall(r"`autokernel (\w+)", text))
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    used = set(re.findall(r"(?m)^autokernel (\w+)", shell)) | set(re.findall(r"`autokernel (\w+)", text))
     assert used
     assert used <= set(main.list_commands(click.Context(main)))
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
-    assert set(re.findall(r"\bmake ([\w-]+)`", text)) <= targets
+    called = re.findall(r"(?m)^make ([\w -]+?)\s*(?:#.*)?$", shell) + re.findall(r"`make ([\w-]+)`", text)
+    assert {name for names in called for name in names.split()} <= targets

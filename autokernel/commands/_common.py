@@ -24,7 +24,7 @@ PIPE_WIDTH = 140  # columns of a table that goes to a file or a pipe
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
     """A time span such as 90s, 30m, 10h or 1h30m, in seconds."""
 
     name = "duration"
@@ -42,7 +42,7 @@ class Duration(click.ParamType):
         return seconds
 
 
-class Name(click.ParamType):
+class Name(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
     """The name of an extension (or its dotted path): unknown ones are refused with the near match."""
 
     def __init__(self, kind: str, also: Sequence[str] = ()) -> None:
@@ -59,7 +59,7 @@ class Name(click.ParamType):
         return str(value)
 
 
-class Device(click.ParamType):
+class Device(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.1
     """cpu, cuda or cuda:N."""
 
     name = "device"
