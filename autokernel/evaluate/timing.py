@@ -84,6 +84,11 @@ class Side:
     disturbed_turns: int = 0
     turns: int = 0
 
+    def close(self) -> None:
+        """End the runner."""
+        self.exam.close()
+        self.handle.close()
+
 
 class Bench:
     """All workloads of one target, and the turns of runners over them."""
@@ -141,10 +146,10 @@ class Bench:
             raise Failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
         return seconds / rotation.calls, order[-1]
 
-    def turn_and_check(self, side: Side, index: int) -> None:
-        """One more turn whose last output is checked for certain. Raises Failed."""
-        which = self._turn(side, index)[1]
-        self.check(side, index, which)
+    def turn_and_check_all(self, side: Side) -> None:
+        """One more turn of every workload, its last output checked. Raises Failed."""
+        for index in range(len(self.rotations)):
+            self.check(side, index, self._turn(side, index)[1])
 
     def warm_up(self, side: Side) -> None:
         """A turn of every workload that counts for nothing. Raises Failed."""

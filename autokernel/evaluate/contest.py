@@ -1,0 +1,179 @@
+"""Is it faster, and than what? One target's input sets, its warm rivals, and the measurements over them.
+
+Rivals are the incumbent and the three baselines (eager, torch.compile, the best library call). They are runners like
+the candidate's, on the same inputs, timed by the same clock in the same session: no stored number is ever compared.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+from autokernel.evaluate.decision import Block, Interval, confirm, interval, percent, screen
+from autokernel.evaluate.pool import RunnerFailed
+from autokernel.evaluate.stages import Examination, Failed, failure_status
+from autokernel.evaluate.timing import Bench, Side
+from autokernel.evaluate.workshop import Workshop
+from autokernel.hardware import Hardware
+from autokernel.types import Comparison, Measurements, Problem, Status, Target, source_id
+
+COMPILE_BASELINE_S = 300.0
+ROUNDS, THOROUGH_ROUNDS = 3, 15
+SCREEN_BLOCKS = 6
+SCREEN_S = 1.5  # after two blocks, the screen ends when it has lasted this long
+PAIRS = 5
+PAIR_S = 0.35  # a pair's blocks take about this long, at least one and at most MAX_PAIR_BLOCKS
+MAX_PAIR_BLOCKS = 4
+IMPLAUSIBLE_SHARE = 0.7  # of the roofline floor: below it a latency is not believed
+BASELINES = ("eager", "compile", "library")
+
+OnStage = Callable[[str, int, int], None]
+
+
+class Contest:
+    """All that the candidates of one target are measured against."""
+
+    def __init__(self, target: Target, problem: Problem, workshop: Workshop, hardware: Hardware) -> None:
+        self.target = target
+        self.problem = problem
+        self.baselines_missing: dict[str, str] = {}
+        self._workshop = workshop
+        self._hardware = hardware
+        self._bench = Bench(problem, target.workloads, hardware.llc_bytes, workshop.device)
+        self._warm: dict[str, Side] = {}
+
+    def admit(self, exam: Examination) -> Side:
+        """A candidate that passed the stages, ready to be timed. Raises Failed."""
+        try:
+            exam.handle.ask("poison", {"byte": 0})
+            side = self._bench.admit(exam.handle, exam)
+        except RunnerFailed as failure:
+            raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
+        self._bench.calibrate(side)
+        return side
+
+    def measure(self, side: Side, *, baselines: bool, thorough: bool) -> Measurements:
+        """Candidate and baselines in interleaved rounds of one session. Raises Failed where it is too good."""
+        rivals = self._baselines() if baselines else {}
+        samples = self._bench.measure({"candidate": side, **rivals}, THOROUGH_ROUNDS if thorough else ROUNDS)
+        mine = samples.pop("candidate")
+        latency_us = self._bench.weighted_us(mine)
+        works = self.target.workloads
+        floor_us = sum(
+            w.count * self._hardware.floor_us(self.problem.flops(w), self.problem.bytes(w), w.dtype) for w in works
+        )
+        if latency_us < IMPLAUSIBLE_SHARE * floor_us:
+            reason = f"{latency_us:.1f} us is below the roofline floor of {floor_us:.1f} us for this work"
+            raise Failed(Status.IMPLAUSIBLE, reason)
+        spread = interval([math.log(sum(w.count * s[w.key] for w in works)) for s in mine])
+        return Measurements(
+            latency_us=latency_us,
+            baselines_us={name: self._bench.weighted_us(each) for name, each in samples.items()},
+            pct_peak=100 * floor_us / latency_us if floor_us > 0 else None,
+            workloads_us={w.key: statistics.median(s[w.key] for s in mine) for w in works},
+            noise_pct=100 * math.expm1(min(spread.high - spread.mean, 5.0)),
+        )
+
+    def compare(self, side: Side, source: str, incumbent: str, min_gain: float, on_stage: OnStage) -> Comparison:
+        """Screen against the warm incumbent, then confirm over fresh pairs. Raises Failed if the candidate breaks."""
+        rival = self._incumbent(incumbent)
+        blocks: list[Block] = []
+        started = time.perf_counter()
+        for done in range(SCREEN_BLOCKS):
+            on_stage("screen", done, SCREEN_BLOCKS)
+            blocks.append(self._bench.block(rival, side))
+            if done >= 1 and screen(blocks, min_gain) == "hopeless":
+                overall = interval([b.log_ratio for b in blocks])
+                reason = f"screened out: {percent(overall.mean)} over {len(blocks)} blocks"
+                return comparison_of(blocks, overall, keep=False, reason=reason)
+            if done >= 1 and time.perf_counter() - started > SCREEN_S:
+                break
+        block_s = (time.perf_counter() - started) / len(blocks)
+        count = max(1, min(MAX_PAIR_BLOCKS, round(PAIR_S / block_s)))
+        pairs = []
+        for done in range(PAIRS):
+            on_stage("confirm", done, PAIRS)
+            pairs.append(self._pair(source, incumbent, count))
+        outcome = confirm(pairs, min_gain)
+        flat = [block for pair in pairs for block in pair]
+        return comparison_of(flat, outcome.overall, keep=outcome.keep, reason=outcome.reason)
+
+    def check(self, side: Side) -> None:
+        """One more timed turn of every workload, its output checked. Raises Failed."""
+        self._bench.turn_and_check_all(side)
+
+    def close(self) -> None:
+        for name in list(self._warm):
+            self._drop(name)
+        self._bench.close()
+
+    def _baselines(self) -> dict[str, Side]:
+        """Warm runners of the baselines; why one cannot run is kept in ``baselines_missing``."""
+        for name in BASELINES:
+            if name in self._warm or name in self.baselines_missing:
+                continue
+            if name not in self.problem.baselines and name != "compile":
+                self.baselines_missing[name] = "no distinct library call"
+                continue
+            try:
+                handle = self._workshop.start_baseline(name, self.problem.name)
+            except RunnerFailed as failure:
+                self.baselines_missing[name] = failure.reason
+                continue
+            try:
+                side = self._bench.admit(handle, Examination(self.problem, handle, self._workshop.device, None))
+                for ids in side.ids:  # the first call of a shape compiles
+                    handle.ask("time", {"order": ids[:1]}, deadline_s=COMPILE_BASELINE_S)
+                self._warm[name] = side
+            except RunnerFailed as failure:
+                self.baselines_missing[name] = failure.reason
+                handle.close()
+        return {name: self._warm[name] for name in BASELINES if name in self._warm}
+
+    def _incumbent(self, source: str) -> Side:
+        """The warm runner of the incumbent; that of a former one is let go."""
+        name = f"incumbent {source_id(source)}"
+        for other in [n for n in self._warm if n.startswith("incumbent ") and n != name]:
+            self._drop(other)
+        if name not in self._warm:
+            self._warm[name] = self._fresh(source)
+        return self._warm[name]
+
+    def _fresh(self, source: str) -> Side:
+        """A new runner of a source that has passed before. Raises Failed."""
+        handle = self._workshop.start(source, self.target.backend)
+        try:
+            return self._bench.admit(handle, Examination(self.problem, handle, self._workshop.device, None))
+        except RunnerFailed as failure:
+            handle.close()
+            raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
+
+    def _pair(self, source: str, incumbent: str, count: int) -> list[Block]:
+        """Blocks of one freshly started runner of each side, started in random order."""
+        sides: dict[str, Side] = {}
+        try:
+            for who, text in self._bench.shuffled([("old", incumbent), ("new", source)]):
+                sides[who] = self._fresh(text)
+                self._bench.warm_up(sides[who])
+            return [self._bench.block(sides["old"], sides["new"]) for _ in range(count)]
+        finally:
+            for side in sides.values():
+                side.close()
+
+    def _drop(self, name: str) -> None:
+        self._warm.pop(name).close()
+
+
+def comparison_of(blocks: list[Block], overall: Interval, *, keep: bool, reason: str) -> Comparison:
+    return Comparison(
+        log_ratio=overall.mean,
+        ci_low=overall.low,
+        ci_high=overall.high,
+        blocks=len(blocks),
+        keep=keep,
+        reason=reason,
+        incumbent_us=statistics.median(b.incumbent_us for b in blocks),
+        candidate_us=statistics.median(b.candidate_us for b in blocks),
+    )

@@ -1,0 +1,61 @@
+"""Where runners are made ready: the candidate's file, or one of our baselines, loaded in a fresh process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from autokernel import registry
+from autokernel.assets import cache_folder
+from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed
+from autokernel.evaluate.stages import Failed, failure_status
+from autokernel.types import Status, source_id
+
+BUILD_S = 120.0
+RUNNER_MEMORY_BYTES = 4 << 30
+
+
+class Workshop:
+    """Starts runners on one device. Build products of a source are found again by its own later runners only."""
+
+    def __init__(self, folder: Path, device: str, threads: int) -> None:
+        self.device = device
+        self.threads = threads
+        self._folder = folder
+        self._nursery = Nursery(folder, device, threads, {})
+
+    def start(self, source: str, backend: str) -> Handle:
+        """A runner that has loaded ``source``. Raises Failed (BUILD, TIMEOUT or CRASH)."""
+        cache = self._cache_of(source)
+        cache.mkdir(parents=True, exist_ok=True)
+        environment = registry.load("backends", backend).environment(str(cache))
+        memory_bytes = RUNNER_MEMORY_BYTES if self.device == "cpu" else None
+        handle = self._nursery.spawn(cache, environment, memory_bytes=memory_bytes)
+        try:
+            handle.ask("load", {"source": source, "threads": self.threads}, deadline_s=BUILD_S)
+        except RunnerFailed as failure:
+            handle.close()
+            raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
+        return handle
+
+    def start_baseline(self, name: str, problem: str) -> Handle:
+        """A runner of a problem's "eager", "library" or "compile": our own code, not confined. Raises RunnerFailed."""
+        cache = cache_folder() / "baselines"
+        environment = registry.load("backends", "torch").environment(str(cache))
+        handle = self._nursery.spawn(cache, environment, confine=False)
+        try:
+            handle.ask("load", {"baseline": name, "problem": problem, "threads": self.threads})
+        except RunnerFailed:
+            handle.close()
+            raise
+        return handle
+
+    def forget(self, source: str) -> None:
+        """Remove what was built of a source."""
+        shutil.rmtree(self._cache_of(source), ignore_errors=True)
+
+    def close(self) -> None:
+        self._nursery.close()
+
+    def _cache_of(self, source: str) -> Path:
+        return self._folder / "cache" / source_id(source)[:24]

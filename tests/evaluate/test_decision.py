@@ -1,0 +1,74 @@
+"""The decision rule on simulated measurements: what it keeps of nothing, and of something."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from autokernel.evaluate.decision import Block, confirm, interval, screen
+
+
+def blocks(rng: random.Random, gain: float, noise: float, bias: float, count: int) -> list[Block]:
+    """Blocks of one pair: the gain, a bias that all of the pair's blocks share, and noise of each block."""
+    shared = rng.gauss(0, bias)
+    values = [math.log1p(gain) + shared + rng.gauss(0, noise) for _ in range(count)]
+    return [Block(v, {"w": v}, 100.0 * math.exp(v), 100.0) for v in values]
+
+
+def share_kept(gain: float, noise: float, bias: float, trials: int = 400) -> float:
+    rng = random.Random(1)
+    kept = 0
+    for _ in range(trials):
+        pairs = [blocks(rng, gain, noise, bias, 3) for _ in range(5)]
+        kept += confirm(pairs, min_gain=0.005).keep
+    return kept / trials
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.01, 0.03])
+def test_nothing_is_rarely_kept_even_when_blocks_of_a_pair_share_a_bias(bias: float) -> None:
+    assert share_kept(gain=0.0, noise=0.01, bias=bias) <= 0.03
+
+
+def test_a_gain_of_five_percent_is_kept() -> None:
+    assert share_kept(gain=0.05, noise=0.02, bias=0.01) >= 0.9
+
+
+def test_a_slower_candidate_is_never_kept() -> None:
+    assert share_kept(gain=-0.03, noise=0.01, bias=0.01) == 0.0
+
+
+def test_a_gain_below_the_least_gain_is_not_kept() -> None:
+    assert share_kept(gain=0.002, noise=0.0005, bias=0.0005) <= 0.03
+
+
+def test_one_workload_confirmed_slower_vetoes_the_whole() -> None:
+    def block(noise: float) -> Block:
+        return Block(0.1 + noise, {"big": 0.12 + noise, "small": math.log(0.9) + noise}, 110.0, 100.0)
+
+    outcome = confirm([[block(n), block(-n)] for n in (0.001, 0.002, 0.003, 0.001)], min_gain=0.005)
+    assert not outcome.keep
+    assert "small" in outcome.reason
+
+
+def test_ambiguous_says_so() -> None:
+    def block(value: float) -> Block:
+        return Block(value, {"w": value}, 100.0, 100.0)
+
+    outcome = confirm([[block(v)] for v in (0.08, -0.04, 0.06, -0.02)], min_gain=0.005)
+    assert not outcome.keep
+    assert outcome.reason.startswith("ambiguous")
+
+
+def test_the_screen_ends_hopeless_candidates_and_spares_promising_ones() -> None:
+    rng = random.Random(2)
+    assert screen(blocks(rng, -0.1, 0.01, 0.0, 3), 0.005) == "hopeless"
+    assert screen(blocks(rng, 0.1, 0.01, 0.0, 3), 0.005) == "promising"
+
+
+def test_the_interval_is_the_t_interval() -> None:
+    found = interval([1.0, 2.0, 3.0])  # mean 2, s = 1, t(0.975, 2) = 4.302653
+    assert found.mean == pytest.approx(2.0)
+    assert found.high - found.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert math.isinf(interval([1.0]).high)
