@@ -24,7 +24,19 @@ from autokernel.run import events, history
 from autokernel.run.history import Row
 from autokernel.types import Target
 
-STAGES = ("smoke", "shapes", "stability", "determinism", "edges", "timing", "confirm")
+STAGES = (
+    "policy",
+    "build",
+    "smoke",
+    "shapes",
+    "stability",
+    "determinism",
+    "edges",
+    "timing",
+    "screen",
+    "confirm",
+    "recheck",
+)
 REFRESH_HZ = 1  # drawing costs a few ms of a core that the judge may be timing on
 
 
