@@ -1,0 +1,181 @@
+"""Cross entropy, C++ and OpenMP: y = mean over rows r of log(sum(exp(logits[r, :]))) - logits[r, targets[r]].
+
+logits [R, V], targets [R] int64 -> a scalar []; float32, float16 or bfloat16, sums in float32, the mean in float64.
+Rows with a negative target do not count. Bytes: the logits are read once: R·V · itemsize. Flops: 4·R·V.
+One thread a block of rows, one pass over memory: a block of the row stays in the L1 cache while its maximum and then
+its exponentials are taken; when a block raises the maximum, the sum so far is scaled down ("online softmax").
+std::exp does not vectorise, so the exponential is a polynomial.
+"""
+
+import torch
+import tvm_ffi.cpp
+
+KERNEL_TYPE = "cross_entropy"
+BACKEND = "cpp"
+
+GRAIN = 4096  # tune: 1, 4096, 32768, 262144 | elements under which one thread does all the work
+SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how rows go to threads
+BLOCK = 2048  # tune: 512, 1024, 2048, 4096, 8192 | logits whose maximum is taken at once
+LANES = 32  # tune: 16, 32, 64, 128 | independent maxima and sums in flight along a row
+CFLAGS = (
+    "-O3"  # tune: "-O3", "-O2", "-O3 -mprefer-vector-width=512", "-O3 -mprefer-vector-width=256", "-O3 -funroll-loops"
+)
+
+SOURCE = """
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+using tvm::ffi::TensorView;
+
+inline uint32_t to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
+inline float from_bits(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
+
+// Half precision as bits: GCC 12 vectorises neither _Float16's conversions nor the store of a struct.
+enum class f16 : uint16_t {};
+enum class bf16 : uint16_t {};
+
+inline float widen(float v) { return v; }
+inline float widen(bf16 v) { return from_bits(uint32_t(v) << 16); }
+inline float widen(f16 v) {  // 2^112 is the difference of the exponents' biases; denormals come out right, too
+  const uint32_t magnitude = (uint32_t(v) & 0x7fff) << 13;
+  const uint32_t finite = to_bits(from_bits(magnitude) * 0x1p112f);
+  return from_bits((magnitude < 0x0f800000 ? finite : magnitude | 0x7f800000) | (uint32_t(v) & 0x8000) << 16);
+}
+
+template <typename T> T narrow(float v);  // round to nearest, ties to even; a NaN stays one
+template <> inline float narrow(float v) { return v; }
+template <> inline bf16 narrow(float v) {
+  const uint32_t u = to_bits(v);
+  return bf16(v != v ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+template <> inline f16 narrow(float v) {
+  const uint32_t u = to_bits(v) & 0x7fffffff;
+  const uint32_t normal = ((u + 0xfff + (u >> 13 & 1)) >> 13) - (112 << 10);
+  const uint32_t denormal = to_bits(from_bits(u) + 0.5f) - 0x3f000000;  // the sum's last bit is fp16's smallest number
+  const uint32_t finite = u < 0x38800000 ? denormal : normal;
+  return f16((u < 0x477ff000 ? finite : u <= 0x7f800000 ? 0x7c00 : 0x7e00) | (to_bits(v) >> 16 & 0x8000));
+}
+
+// exp(x) for x <= 0, within 1 unit in the last place; below -87.3 (float32's normal range) 0; a NaN stays one.
+// x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) is a polynomial (minimax on that interval), 2^n is built from its bits.
+inline float exp_nonpositive(float x) {
+  const float clamped = x < -88.0f ? -88.0f : x;
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low bits now hold round(x / ln 2)
+  const float n = shifted - 12582912.0f;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: no digit of r is lost
+  float p = 0.00138146128f;
+  p = p * r + 0.00836871006f;
+  p = p * r + 0.041668389f;
+  p = p * r + 0.166665211f;
+  p = p * r + 0.49999994f;
+  p = p * r * r + r + 1.0f;
+  return x < -87.3f ? 0.0f : p * from_bits((to_bits(shifted) + 127) << 23);
+}
+
+float block_max(const float* x, int64_t n) {
+  float lanes[LANES], max = -INFINITY;  // a NaN never wins: it reaches the sum instead
+  for (int l = 0; l < LANES; ++l) lanes[l] = -INFINITY;
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    #pragma omp simd
+    for (int l = 0; l < LANES; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  for (; i < n; ++i) max = x[i] > max ? x[i] : max;
+  #pragma omp simd reduction(max : max)
+  for (int l = 0; l < LANES; ++l) max = lanes[l] > max ? lanes[l] : max;
+  return max;
+}
+
+float block_sum(const float* x, int64_t n, float max) {
+  float lanes[LANES] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    #pragma omp simd
+    for (int l = 0; l < LANES; ++l) lanes[l] += exp_nonpositive(x[i + l] - max);
+  #pragma omp simd reduction(+ : sum)
+  for (int64_t j = i; j < n; ++j) sum += exp_nonpositive(x[j] - max);
+  #pragma omp simd reduction(+ : sum)
+  for (int l = 0; l < LANES; ++l) sum += lanes[l];
+  return sum;
+}
+
+template <typename T>
+float row_loss(const T* logits, int64_t classes, int64_t target) {
+  float buffer[BLOCK], max = -INFINITY, sum = 0;
+  for (int64_t start = 0; start < classes; start += BLOCK) {
+    const int64_t n = std::min<int64_t>(BLOCK, classes - start);
+    const float* v = reinterpret_cast<const float*>(logits + start);
+    if (!std::is_same<T, float>::value) {
+      #pragma omp simd
+      for (int64_t i = 0; i < n; ++i) buffer[i] = widen(logits[start + i]);
+      v = buffer;
+    }
+    const float top = block_max(v, n);
+    if (top > max) {
+      sum *= exp_nonpositive(max - top);
+      max = top;
+    }
+    sum += block_sum(v, n, max == -INFINITY ? 0 : max);  // nothing but -inf so far adds 0, not exp(-inf + inf)
+  }
+  return std::log(sum) + (max - widen(logits[target]));
+}
+
+template <typename T>
+void cross_entropy(const T* logits, int64_t row_stride, const int64_t* targets, T* y, int64_t rows, int64_t classes) {
+  std::vector<float> losses(rows);
+  int64_t wrong = 0;
+  #pragma omp parallel for schedule(SCHEDULE) reduction(+ : wrong) if (rows * classes > GRAIN)
+  for (int64_t r = 0; r < rows; ++r) {
+    if (targets[r] >= classes) ++wrong;
+    else if (targets[r] >= 0) losses[r] = row_loss(logits + r * row_stride, classes, targets[r]);
+  }
+  if (wrong) TVM_FFI_THROW(IndexError) << wrong << " targets are not below the number of classes, " << classes;
+  double total = 0;
+  int64_t counted = 0;
+  for (int64_t r = 0; r < rows; ++r)
+    if (targets[r] >= 0) { total += losses[r]; ++counted; }
+  *y = narrow<T>(float(total / counted));  // the mean of no rows is NaN
+}
+
+void launch(TensorView logits, TensorView targets, TensorView y) {
+  auto call = [&](auto zero) {
+    using T = decltype(zero);
+    cross_entropy<T>(static_cast<const T*>(logits.data_ptr()), logits.stride(0),
+                     static_cast<const int64_t*>(targets.data_ptr()), static_cast<T*>(y.data_ptr()), logits.size(0),
+                     logits.size(1));
+  };
+  const DLDataType t = logits.dtype();
+  if (t.code == kDLFloat && t.bits == 32) call(0.0f);
+  else if (t.code == kDLFloat) call(f16());
+  else call(bf16());
+}
+"""
+
+module = tvm_ffi.cpp.load_inline(
+    "cross_entropy",
+    cpp_sources=SOURCE,
+    functions=["launch"],
+    extra_cflags=[
+        *CFLAGS.split(),
+        "-march=native",
+        "-fno-trapping-math",  # nobody reads the exception flags: comparisons may be vectorised
+        "-fopenmp",
+        f"-DGRAIN={GRAIN}",
+        f"-DSCHEDULE={SCHEDULE}",
+        f"-DBLOCK={BLOCK}",
+        f"-DLANES={LANES}",
+    ],
+    extra_ldflags=["-fopenmp"],
+)
+
+
+def kernel_fn(logits, targets):
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    y = torch.empty((), dtype=logits.dtype)
+    module.launch(logits, targets.contiguous(), y)
+    return y
