@@ -13,11 +13,9 @@ KERNEL_TYPE = "layernorm"
 BACKEND = "cpp"
 
 GRAIN = 4096  # tune: 1, 4096, 32768, 262144 | elements under which one thread does all the work
-SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how rows go to threads
+SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how work goes to threads
 LANES = 64  # tune: 16, 32, 64, 128 | independent sums in flight along a row
-CFLAGS = (
-    "-O3"  # tune: "-O3", "-O2", "-O3 -mprefer-vector-width=512", "-O3 -mprefer-vector-width=256", "-O3 -funroll-loops"
-)
+CFLAGS = "-O3"  # tune: "-O3", "-O2", "-O3 -funroll-loops", "-O3 -mprefer-vector-width=512"
 
 SOURCE = """
 #include <tvm/ffi/container/tensor.h>

@@ -14,16 +14,12 @@ KERNEL_TYPE = "reduce"
 BACKEND = "cpp"
 
 GRAIN = 4096  # tune: 1, 4096, 32768, 262144 | elements under which one thread does all the work
-SCHEDULE = (
-    "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how rows or strips go to threads
-)
+SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how work goes to threads
 LANES = 64  # tune: 16, 32, 64, 128 | independent sums in flight along a row
 BLOCK = 1024  # tune: 256, 512, 1024, 4096 | elements of a row that are summed in float32
 ROWS = 128  # tune: 32, 64, 128, 256, 512 | rows that one task adds up when it sums columns
 COLUMNS = 512  # tune: 128, 256, 512, 1024, 4096 | columns of such a task
-CFLAGS = (
-    "-O3"  # tune: "-O3", "-O2", "-O3 -mprefer-vector-width=512", "-O3 -mprefer-vector-width=256", "-O3 -funroll-loops"
-)
+CFLAGS = "-O3"  # tune: "-O3", "-O2", "-O3 -funroll-loops", "-O3 -mprefer-vector-width=512"
 
 SOURCE = """
 #include <tvm/ffi/container/tensor.h>

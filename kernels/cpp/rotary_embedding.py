@@ -15,11 +15,9 @@ KERNEL_TYPE = "rotary_embedding"
 BACKEND = "cpp"
 
 GRAIN = 4096  # tune: 1, 4096, 32768, 262144 | elements under which one thread does all the work
-SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how tasks go to threads
+SCHEDULE = "static"  # tune: "static", "static,1", "dynamic,4", "dynamic,32", "guided" | how work goes to threads
 POSITIONS = 64  # tune: 8, 16, 32, 64, 128, 512 | positions of one head that make a task
-CFLAGS = (
-    "-O3"  # tune: "-O3", "-O2", "-O3 -mprefer-vector-width=512", "-O3 -mprefer-vector-width=256", "-O3 -funroll-loops"
-)
+CFLAGS = "-O3"  # tune: "-O3", "-O2", "-O3 -funroll-loops", "-O3 -mprefer-vector-width=512"
 
 SOURCE = """
 #include <tvm/ffi/container/tensor.h>
