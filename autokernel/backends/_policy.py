@@ -16,8 +16,9 @@ TORCH_ALLOCATION = frozenset(
 # Methods of tensors that compute: a kernel in another language has no business calling them.
 TENSOR_COMPUTE = frozenset(
     "matmul mm bmm addmm addmv mv dot einsum softmax log_softmax exp exp2 log log2 sum mean var std norm rsqrt sqrt "
-    "pow square sigmoid tanh relu silu gelu cumsum prod amax amin argmax logsumexp gather scatter scatter_add index_add "
-    "baddbmm chain_matmul layer_norm rms_norm cross_entropy nll_loss linear scaled_dot_product_attention".split()
+    "pow square sigmoid tanh relu silu gelu cumsum prod amax amin argmax logsumexp gather scatter scatter_add "
+    "index_add baddbmm chain_matmul layer_norm rms_norm cross_entropy nll_loss linear "
+    "scaled_dot_product_attention".split()
 )
 FORBIDDEN_NAMES = frozenset("exec eval compile __import__ globals locals vars breakpoint input memoryview".split())
 FORBIDDEN_SOURCE = re.compile(

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,14 +47,14 @@ class CppBackend:
     def missing(self) -> Sequence[Missing]:
         needs = [
             Missing("a C++ compiler (c++)", "apt-get install g++") if not shutil.which(_compiler()) else None,
-            Missing("ninja", "pip install ninja") if not shutil.which("ninja") else None,
+            Missing("ninja", "pip install ninja") if not shutil.which("ninja", path=_path()) else None,
         ]
         return [need for need in needs if need]
 
     def environment(self, cache: str) -> dict[str, str]:
         header = precompiled_header()
         compiler = f"{_compiler()} -include {header}" if header else _compiler()
-        return {"TVM_FFI_CACHE_DIR": f"{cache}/tvm-ffi", "CXX": compiler}
+        return {"TVM_FFI_CACHE_DIR": f"{cache}/tvm-ffi", "CXX": compiler, "PATH": _path()}
 
     def check(self, tree: ast.Module) -> str | None:
         return refusal(tree, self.imports, TORCH_ALLOCATION)
@@ -61,6 +62,11 @@ class CppBackend:
 
 def _compiler() -> str:
     return os.environ.get("CXX", "c++").split()[0]
+
+
+def _path() -> str:
+    """PATH with the interpreter's own folder first: ninja lies there when the environment is not activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def precompiled_header() -> Path | None:

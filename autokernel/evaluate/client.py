@@ -31,12 +31,14 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
     """``device`` is a torch device string; ``min_gain`` the least gain that is worth keeping, as a fraction;
-    ``threads`` those of a runner on the CPU (default: the cores this process may use).
+    ``threads`` those of a runner on the CPU (default: the cores this process may use). ``policy`` off skips the
+    reading of the source, so that the walls behind it can be tested.
     """
 
     device: str = "cpu"
     min_gain: float = 0.005
     threads: int | None = None
+    policy: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +176,7 @@ class JudgeClient:
             "device": self.options.device,
             "threads": self._threads(),
             "min_gain": self.options.min_gain,
+            "policy": self.options.policy,
         }
         try:
             ours.send(start)

@@ -52,7 +52,8 @@ class Channel:
         self._sock.settimeout(timeout_s)
         try:
             sent = socket.send_fds(self._sock, [data], list(fds)) if fds else self._sock.send(data)
-            self._sock.sendall(memoryview(data)[sent:])
+            if sent < len(data):
+                self._sock.sendall(memoryview(data)[sent:])
         except TimeoutError as error:
             raise PeerLate("the peer does not read its messages") from error
         except OSError as error:

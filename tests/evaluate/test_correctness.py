@@ -15,7 +15,9 @@ from autokernel.types import Problem
 PROBLEM: Problem = registry.load("problems", "rmsnorm")
 
 
-def judged(change: Callable[[torch.Tensor], torch.Tensor], dtype: str = "fp32", *, statistical: bool = True) -> str | None:
+def judged(
+    change: Callable[[torch.Tensor], torch.Tensor], dtype: str = "fp32", *, statistical: bool = True
+) -> str | None:
     tensors = PROBLEM.make_inputs({"R": 64, "C": 512}, dtype, torch.Generator().manual_seed(3))  # type: ignore[arg-type]
     want = expected(PROBLEM, tensors, {"eps": 1e-6}, 0, "cpu")
     out = change(PROBLEM.reference(*tensors))
