@@ -32,7 +32,6 @@ SOURCE = """
 #include <cstdint>
 #include <cstring>
 #include <new>
-
 using tvm::ffi::TensorView;
 
 struct bf16 {
@@ -109,19 +108,16 @@ inline vec power_of_two(vec x) {
 
 // One row of scores becomes powers relative to the maximum so far; what came before is scaled down to that maximum.
 inline void softmax_row(float* scores, int64_t keys, float* out, int64_t width, float& maximum, float& total) {
-  vec* s = reinterpret_cast<vec*>(scores);
-  vec* o = reinterpret_cast<vec*>(out);
+  vec *s = reinterpret_cast<vec*>(scores), *o = reinterpret_cast<vec*>(out);
   vec top = vec{} + maximum, sum = {};
   for (int64_t i = 0; i < keys / VEC; ++i) top = s[i] > top ? s[i] : top;
   float highest = top[0];
   for (int l = 1; l < VEC; ++l) highest = std::max(highest, top[l]);
   for (int64_t i = 0; i < keys / VEC; ++i) sum += s[i] = power_of_two(s[i] - highest);
-  if (highest > maximum) {
-    const float shrink = power_of_two(vec{} + (maximum - highest))[0];
-    total *= shrink;
-    for (int64_t i = 0; i < width / VEC; ++i) o[i] *= shrink;
-    maximum = highest;
-  }
+  const float shrink = highest > maximum ? power_of_two(vec{} + (maximum - highest))[0] : 1.0f;
+  for (int64_t i = 0; shrink != 1 && i < width / VEC; ++i) o[i] *= shrink;
+  total *= shrink;
+  maximum = highest;
   for (int l = 0; l < VEC; ++l) total += sum[l];
 }
 
@@ -138,8 +134,7 @@ void attention(TensorView Q, TensorView K, TensorView V, TensorView O, bool caus
   #pragma omp parallel if (B * H * S * N * D > GRAIN)
   {
     const Floats workspace(ROWS * (D + KEYS + width));
-    float *scores = workspace.p, *out = scores + ROWS * KEYS, *q = out + ROWS * width;
-    float maximum[ROWS], total[ROWS];
+    float *scores = workspace.p, *out = scores + ROWS * KEYS, *q = out + ROWS * width, maximum[ROWS], total[ROWS];
     #pragma omp for collapse(2) schedule(static) nowait
     for (int64_t g = 0; g < B * G; ++g)
       for (int64_t k = 0; k < N; k += NR)
@@ -163,7 +158,6 @@ void attention(TensorView Q, TensorView K, TensorView V, TensorView O, bool caus
         std::fill_n(out, ROWS * width, 0.0f);
         std::fill_n(maximum, ROWS, -INFINITY);
         std::fill_n(total, ROWS, 0.0f);
-
         for (int64_t k = 0; k < seen; k += KEYS) {
           const int64_t keys = std::min(KEYS, seen - k), padded = round_up(keys, NR);
           std::fill_n(scores, ROWS * KEYS, 0.0f);
@@ -181,8 +175,7 @@ void attention(TensorView Q, TensorView K, TensorView V, TensorView O, bool caus
               multiply<KEYS, 1>(scores + i * KEYS, pv + d * N + k * NR, out + i * width + d, width, keys);
         }
         for (int64_t i = 0; i < rows; ++i)
-          for (int64_t d = 0; d < D; ++d)
-            at(O, head, first + i)[d * O.stride(3)] = T(out[i * width + d] / total[i]);
+          for (int64_t d = 0; d < D; ++d) at(O, head, first + i)[d * O.stride(3)] = T(out[i * width + d] / total[i]);
       }
   }
 }
@@ -207,7 +200,7 @@ module = tvm_ffi.cpp.load_inline(
 
 
 def kernel_fn(Q, K, V, causal=True, sm_scale=None):
-    O = torch.empty_like(Q)  # keeps the order of Q's dimensions in memory
+    out = torch.empty_like(Q)  # keeps the order of Q's dimensions in memory
     scale = 1 / math.sqrt(Q.shape[-1]) if sm_scale is None else sm_scale
-    module.launch(Q, K, V, O, causal, scale * math.log2(math.e))  # the kernel computes powers of two
-    return O
+    module.launch(Q, K, V, out, causal, scale * math.log2(math.e))  # the kernel computes powers of two
+    return out

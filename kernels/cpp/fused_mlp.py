@@ -30,7 +30,6 @@ SOURCE = """
 #include <cstdint>
 #include <cstring>
 #include <new>
-
 using tvm::ffi::TensorView;
 
 struct bf16 {
@@ -140,12 +139,12 @@ void mlp(TensorView X, TensorView Gate, TensorView Up, TensorView Down, TensorVi
   #pragma omp parallel if (M * D * F > GRAIN)
   {
     const Floats tile(TILE_M * TILE_N);
-    float* t = tile.p;
+    const float* t = tile.p;
     #pragma omp for schedule(static)
     for (int64_t i = 0; i < M; i += MR)
       pack<MR>(x + i * X.stride(0), X.stride(0), X.stride(1), std::min(MR + 0L, M - i), D, packed_x.p + i * D);
 
-    product(M, 2 * round_up(F, NR), D, packed_x.p, packed_w.p, t,
+    product(M, 2 * round_up(F, NR), D, packed_x.p, packed_w.p, tile.p,
       [&](int64_t j, float* out) {
         const int64_t f = j / (2 * NR) * NR;
         const bool second = j / NR % 2;
@@ -160,13 +159,12 @@ void mlp(TensorView X, TensorView Gate, TensorView Up, TensorView Down, TensorVi
               const float* g = t + (i - i0) * TILE_N + (j - j0) + v;
               const vec a = *reinterpret_cast<const vec*>(g), b = *reinterpret_cast<const vec*>(g + NR);
               const vec h = a / (1.0f + exponential(-a)) * b;
-              const int64_t f = j / 2 + v;
-              for (int64_t l = 0; l < std::min<int64_t>(VEC, F - f); ++l) out[(f + l) * MR] = h[l];
+              for (int64_t f = j / 2 + v, l = 0; l < std::min<int64_t>(VEC, F - f); ++l) out[(f + l) * MR] = h[l];
             }
         }
       });
 
-    product(M, D, F, hidden.p, packed_w.p, t,
+    product(M, D, F, hidden.p, packed_w.p, tile.p,
       [&](int64_t j, float* out) {
         pack<NR>(down + j * Down.stride(0), Down.stride(0), Down.stride(1), std::min(NR, D - j), F, out);
       },
