@@ -58,8 +58,10 @@ class Store:
         """Opens the repository in ``folder``, which must have one."""
         self.folder = folder
         with _no_git_environment():
-            # GitDB reads and writes objects in this process; the default would keep a `git cat-file` child.
-            self._repo = git.Repo(folder, odbt=git.GitDB, search_parent_directories=False)
+            self._repo = git.Repo(folder, search_parent_directories=False)
+        # gitdb reads and writes objects in this process; GitPython's default runs git, which a Ctrl-C reaches, too. Its
+        # weakness is repositories from strangers: this one is our own.
+        self._repo.odb = gitdb.GitDB(str(folder / ".git" / "objects"))
         # With the lock of the workspace in our hands, a lock file can only be what a killed process left behind.
         # The same holds of the temporary files of ``write_file``.
         places = (folder.glob(".*.tmp"), folder.glob("kernels/.*.tmp"), folder.glob(".git/*.lock"))
@@ -108,11 +110,13 @@ class Store:
             if (self.folder / ".git" / name).exists():
                 raise
             return None
+        except AssertionError as error:  # GitPython's word for a ref file without content
+            raise ValueError(f"{name} is empty") from error
 
     def numbered(self, prefix: str) -> dict[int, str]:
         """The refs ``<prefix>/1``, ``<prefix>/2``, ...: number -> object in hex."""
         found = git.Reference.iter_items(self._repo, prefix)
-        return {int(ref.path.rsplit("/", 1)[1]): str(ref.object.hexsha) for ref in found}
+        return {int(ref.path.rsplit("/", 1)[1]): self.ref(str(ref.path)) or "" for ref in found}
 
     def set_ref(self, name: str, sha: str) -> None:
         git.Reference(self._repo, name).set_object(self._repo.rev_parse(sha))

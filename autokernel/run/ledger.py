@@ -103,7 +103,7 @@ class Ledger:
 
     def experiments(self, target: str) -> Sequence[Experiment]:
         """This target's finished experiments, oldest first."""
-        return self._experiments[target]
+        return tuple(self._experiments[target])
 
     def incumbent(self, target: Target) -> str:
         """The source that stands for this target: the one at the branch tip."""
