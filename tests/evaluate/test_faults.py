@@ -72,7 +72,8 @@ def test_a_hang_is_killed_at_the_deadline(judge_without_policy: JudgeClient) -> 
 
 
 def test_what_a_candidate_forked_ends_with_it(judge_without_policy: JudgeClient, tmp_path: Path) -> None:
-    orphan = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(10**6)\n    os._exit(0)\n"
+    forks = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(10**6)\n"
+    orphan = forks + "    os._exit(0)\n"
     before = set(psutil.pids())
     verdict = judged(judge_without_policy, HONEST.replace("\n\ndef", "\n" + orphan + "\n\ndef"))
     judge = psutil.Process(judge_without_policy.pid)
