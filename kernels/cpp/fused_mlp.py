@@ -5,6 +5,7 @@ hidden layer in float32. Bytes: (2·M·D + 3·D·F) · itemsize. Flops: 6·M·D�
 Two blocked matrix products (Goto and van de Geijn, 2008: panels packed in the order of use, an MR x NR tile in vector
 registers). In the first, panels of w_gate and w_up alternate, so that one pass over x gives both halves of a tile and
 silu(gate) · up leaves it as the packed left operand of the second: the hidden layer is written once and read once.
+Under a few rows packing costs more than it saves: there contiguous rows of the weights are read once where they lie.
 The register tile as it stands fits the 16 registers of AVX2; AVX-512 has 32, twice as wide.
 """
 
@@ -21,12 +22,14 @@ MC = 128  # tune: 32, 64, 96, 128, 192, 256 | rows that one task computes
 NT = 256  # tune: 64, 128, 192, 256, 384, 512 | columns that one task computes
 NC = 3072  # tune: 512, 1024, 2048, 3072, 8192 | columns of the weights that are packed at a time
 UNROLL = 2  # tune: 1, 2, 4, 8 | steps of the innermost loop that are written out
+SKINNY = 4  # tune: 0, 1, 2, 4, 8 | rows of x up to which the weights are read where they lie
 GRAIN = 32768  # tune: 1, 32768, 1048576 | multiply-adds under which one thread does all the work
 CFLAGS = "-O3 -march=native"  # tune: "-O2 -march=native", "-O3 -march=native"
 
 SOURCE = """
 #include <tvm/ffi/container/tensor.h>
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -127,12 +130,36 @@ void product(int64_t M, int64_t N, int64_t K, const float* pa, float* pb, float*
   }
 }
 
+template <typename A, typename B>
+float dot(const A* a, const B* b, int64_t n) {
+  float sum = 0;
+  #pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += float(a[i]) * float(b[i]);
+  return sum;
+}
+
 template <typename T>
 void mlp(TensorView X, TensorView Gate, TensorView Up, TensorView Down, TensorView Y) {
   const int64_t M = X.size(0), D = X.size(1), F = Gate.size(0);
   const T *x = static_cast<const T*>(X.data_ptr()), *down = static_cast<const T*>(Down.data_ptr());
   const T *gate = static_cast<const T*>(Gate.data_ptr()), *up = static_cast<const T*>(Up.data_ptr());
   T* y = static_cast<T*>(Y.data_ptr());
+  if (M <= SKINNY && X.stride(1) == 1 && Gate.stride(1) == 1 && Up.stride(1) == 1 && Down.stride(1) == 1) {
+    const Floats hidden(M * F);
+    #pragma omp parallel if (M * D * F > GRAIN)
+    {
+      #pragma omp for schedule(static)
+      for (int64_t f = 0; f < F; ++f)
+        for (int64_t i = 0; i < M; ++i) {
+          const float g = dot(x + i * X.stride(0), gate + f * Gate.stride(0), D);
+          hidden.p[i * F + f] = g / (1 + std::exp(-g)) * dot(x + i * X.stride(0), up + f * Up.stride(0), D);
+        }
+      #pragma omp for schedule(static)
+      for (int64_t j = 0; j < D; ++j)
+        for (int64_t i = 0; i < M; ++i) y[i * D + j] = T(dot(hidden.p + i * F, down + j * Down.stride(0), F));
+    }
+    return;
+  }
   const int64_t width = std::min(BLOCK_N, std::max(2 * round_up(F, NR), round_up(D, NR)));
   const Floats packed_x(round_up(M, MR) * D), hidden(round_up(M, MR) * F), packed_w(width * std::max(D, F));
 
@@ -183,7 +210,10 @@ void launch(TensorView x, TensorView gate, TensorView up, TensorView down, Tenso
 }
 """
 
-DEFINES = {"MR": MR, "NV": NV, "VEC": VEC, "KC": KC, "MC": MC, "NT": NT, "NC": NC, "UNROLL": UNROLL, "GRAIN": GRAIN}
+DEFINES = {
+    "MR": MR, "NV": NV, "VEC": VEC, "KC": KC, "MC": MC, "NT": NT, "NC": NC,
+    "UNROLL": UNROLL, "SKINNY": SKINNY, "GRAIN": GRAIN,
+}  # fmt: skip
 
 module = tvm_ffi.cpp.load_inline(
     "fused_mlp",
