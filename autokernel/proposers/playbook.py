@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 
 from autokernel.proposers import _tune
@@ -185,15 +186,13 @@ def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal |
     for attempt in range(40):
         seed = f"{brief.seed} {len(brief.history)} {attempt}"
         pair = random.Random(seed).sample([c.name for c in constants], 2)
-        sampler = optuna.samplers.PartialFixedSampler(
-            {c.name: c.index for c in constants if c.name not in pair},
-            optuna.samplers.TPESampler(
-                seed=random.Random(seed).randrange(2**31), n_startup_trials=5, multivariate=True
-            ),
-        )
+        with warnings.catch_warnings():  # the multivariate sampler, which some versions call experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            number = random.Random(seed).randrange(2**31)
+            sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=5, multivariate=True)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         study.add_trials(past)
-        asked = study.ask(space).params
+        asked = study.ask({name: space[name] for name in pair}).params
         values = {c.name: c.choices[asked[c.name]] for c in constants if c.name in pair}
         source = _tune.with_values(brief.source, values)
         if source_id(source) not in tried:

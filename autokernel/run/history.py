@@ -80,9 +80,9 @@ def row_of(experiment: Experiment, parent: str) -> Row:
         decision=experiment.decision,
         latency_us=measured.latency_us if measured else None,
         incumbent_us=comparison.incumbent_us if comparison else None,
-        speedup=math.exp(comparison.log_ratio) if comparison else None,
-        ci_low=math.exp(comparison.ci_low) if comparison else None,
-        ci_high=math.exp(comparison.ci_high) if comparison else None,
+        speedup=_ratio(comparison.log_ratio) if comparison else None,
+        ci_low=_ratio(comparison.ci_low) if comparison else None,
+        ci_high=_ratio(comparison.ci_high) if comparison else None,
         speedup_vs_eager=measured.speedup_vs_eager if measured else None,
         speedup_vs_best=measured.speedup_vs_best if measured else None,
         pct_peak=measured.pct_peak if measured else None,
@@ -93,6 +93,11 @@ def row_of(experiment: Experiment, parent: str) -> Row:
         commit=experiment.commit,
         parent=parent,
     )
+
+
+def _ratio(log_ratio: float) -> float:
+    """exp, kept within what a float holds: the interval of two wild blocks can be that wide."""
+    return math.exp(max(-700.0, min(700.0, log_ratio)))
 
 
 # ------------------------------------------------------------------------------------------------- text to and fro
