@@ -19,7 +19,7 @@ VISIT_S = 7200.0
 class MoveOn:
     """When to leave a target. ``peak_pct`` is percent of the roofline ceiling, ``seconds`` is time spent on one visit,
     ``speedup`` is against the best baseline. On a return visit ``peak_pct`` and ``speedup`` count only if they are
-    reached during that visit. ``seconds`` None is two hours, or an even share of the budget where that is shorter.
+    reached during that visit. ``seconds`` None is two hours; see ``within`` for a short night.
     """
 
     reverts: int = 5
@@ -28,8 +28,10 @@ class MoveOn:
     speedup: float = 2.0
 
     def within(self, budget_s: float | None, targets: int) -> MoveOn:
-        """These rules with ``seconds`` settled, so that a short night reaches every target."""
-        if self.seconds is not None or budget_s is None:
+        """These rules for a budget: where ``seconds`` would not end a visit before the night ends, every target gets
+        an even share of it, so that a short night reaches them all.
+        """
+        if budget_s is None or (self.seconds is not None and self.seconds < budget_s):
             return self
         return dataclasses.replace(self, seconds=min(VISIT_S, budget_s / max(1, targets)))
 

@@ -120,4 +120,6 @@ def test_a_short_night_is_shared_evenly():
     assert MoveOn().within(300, 6).seconds == 50
     assert MoveOn().within(36_000 * 9, 6).seconds == 7200
     assert MoveOn(seconds=20).within(300, 6).seconds == 20
+    assert MoveOn(seconds=7200).within(300, 6).seconds == 50
+    assert MoveOn(seconds=7200).within(36_000, 6).seconds == 7200
     assert MoveOn().within(None, 6).seconds is None
