@@ -178,7 +178,7 @@ PROBLEM = Problem(
         for make, dims in (
             (_alternating, {"R": 64, "C": 1024}),
             (_cancelling, {"R": 33, "C": 2048}),
-            (_same_sign, {"R": 512, "C": 4096}),
+            (_same_sign, {"R": 256, "C": 2048}),
             (_mostly_zero, {"R": 65, "C": 130}),
             (_denormal, {"R": 40, "C": 70}),
             (_poisoned, {"R": 33, "C": 67}),
