@@ -23,7 +23,7 @@ from autokernel.proposers import _tune
 from autokernel.types import DTYPES, Dims, DType, Problem, Scalar
 
 FILES = sorted((assets.root() / "kernels" / "cpp").glob("*.py"))
-MOST_LINES = 220
+MOST_LINES = 300
 Tensors = tuple[torch.Tensor, ...]
 
 pytestmark = pytest.mark.skipif(bool(BACKEND.missing()), reason=f"cannot build C++ here: {BACKEND.missing()}")
@@ -107,8 +107,7 @@ def test_there_is_a_starter_for_each_problem() -> None:
 
 def test_the_file_states_what_it_is(source: str, problem: Problem) -> None:
     module = built(source)
-    assert module.KERNEL_TYPE == problem.name
-    assert module.BACKEND == "cpp"
+    assert {"KERNEL_TYPE": problem.name, "BACKEND": "cpp"}.items() <= vars(module).items()
     mine, theirs = (inspect.signature(f).parameters for f in (module.kernel_fn, problem.reference))
     assert list(mine) == list(theirs)
     assert {n: p.default for n, p in mine.items()} == {n: p.default for n, p in theirs.items()}
@@ -187,10 +186,12 @@ def test_cross_entropy_refuses_a_target_beyond_the_classes() -> None:
         built(path.read_text()).kernel_fn(torch.zeros(3, 5), torch.tensor([5, 4, 9]))
 
 
-@pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
-def test_other_values_of_all_tunables_are_right(source: str, problem: Problem, end: int) -> None:
-    """Both ends of the search space: every constant at its first choice, and every one at its last."""
-    values = {constant.name: constant.choices[end] for constant in _tune.constants(source)}
+def test_other_values_of_all_tunables_are_right(source: str, problem: Problem) -> None:
+    """Every constant at the choice that is furthest from its own, at once: each must be live, and none be special."""
+    values = {
+        constant.name: constant.choices[0 if 2 * constant.index >= len(constant.choices) else -1]
+        for constant in _tune.constants(source)
+    }
     kernel = built(_tune.with_values(source, values)).kernel_fn
     for dtype in DTYPES:
         for dims in problem.shapes["cpu"]:
