@@ -57,6 +57,13 @@ def clock(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def span(time_us: float) -> str:
+    """A kernel's time in the unit that a person reads at a glance."""
+    if time_us >= 1e6:
+        return f"{time_us / 1e6:.2f} s"
+    return f"{time_us / 1e3:.2f} ms" if time_us >= 1e3 else f"{time_us:.1f} us"
+
+
 def times(ratio: float | None) -> str:
     """A ratio as a speedup, or a dash."""
     return "–" if ratio is None else f"{ratio:.2f}×"
@@ -67,7 +74,7 @@ def verdict_line(row: Row, reason: str = "") -> str:
     head = f"#{row.experiment:<3} {row.target:<16} {outcome(row):<9}"
     if row.status != "PASS":
         return f"{head} {row.status} at {row.stage}: {' '.join(reason.split())[:90]} | {row.idea}"
-    measured = f"{row.latency_us:9.1f} us" if row.latency_us is not None else ""
+    measured = f"{span(row.latency_us):>9}" if row.latency_us is not None else ""
     against = f"{times(row.speedup_vs_best)} vs best"
     paired = ""
     if row.speedup is not None and row.ci_low is not None and row.ci_high is not None:

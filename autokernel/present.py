@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autokernel.display import clock, outcome, times
+from autokernel.display import clock, outcome, span, times
 from autokernel.report import Report, TargetReport
 
 HEADINGS = (
@@ -31,7 +31,7 @@ def _cells(target: TargetReport) -> tuple[str, ...]:
         times(target.speedup_vs_best),
         times(target.speedup_vs_eager),
         "–" if target.pct_peak is None else f"{target.pct_peak:.0f} %",
-        "–" if target.latency_us is None else f"{target.latency_us:.1f} us",
+        "–" if target.latency_us is None else span(target.latency_us),
         target.source,
     )
 
@@ -48,7 +48,7 @@ def headline(report: Report) -> str:
 
 def facts(report: Report) -> list[str]:
     """How far to believe the figures, and what they cost."""
-    spent = f"Judged for {clock(report.judged_s)} over {clock(report.elapsed_s)}"
+    spent = f"The experiments took {clock(report.judged_s)}"
     cost = f"; {report.tokens} tokens, {report.cost_usd:.2f} USD" if report.tokens else "; no tokens, no cost"
     lines = [spent + cost + "."]
     if report.aa_total:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,16 +84,6 @@ class Report:
     @property
     def kept(self) -> int:
         return sum(row.decision == "keep" for row in self.rows)
-
-    @property
-    def elapsed_s(self) -> float:
-        """From the first experiment's row to the last one's."""
-        if not self.rows:
-            return 0.0
-        first, last = (
-            datetime.datetime.fromisoformat(r.time.replace("Z", "+00:00")) for r in (self.rows[0], self.rows[-1])
-        )
-        return (last - first).total_seconds()
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -142,6 +142,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _explain(evaluation: Evaluation) -> None:
+    from autokernel.display import span
+
     verdict, comparison = evaluation.verdict, evaluation.comparison
     measured = verdict.measurements
     if measured is None:
@@ -150,9 +152,9 @@ def _explain(evaluation: Evaluation) -> None:
         click.echo(f"{verdict.status.value} at {verdict.stage} after {evaluation.seconds:.1f} s")
         return
     peak = f", {measured.pct_peak:.0f} % of peak" if measured.pct_peak is not None else ""
-    click.echo(f"PASS in {evaluation.seconds:.1f} s: {measured.latency_us:.1f} us (±{measured.noise_pct:.1f} %){peak}")
+    click.echo(f"PASS in {evaluation.seconds:.1f} s: {span(measured.latency_us)} (±{measured.noise_pct:.1f} %){peak}")
     for name, baseline_us in sorted(measured.baselines_us.items(), key=lambda pair: pair[1]):
-        click.echo(f"  {baseline_us / measured.latency_us:6.2f}x  against {name} ({baseline_us:.1f} us)")
+        click.echo(f"  {baseline_us / measured.latency_us:6.2f}x  against {name} ({span(baseline_us)})")
     if comparison:
         low, high = ((math.exp(c) - 1) * 100 for c in (comparison.ci_low, comparison.ci_high))
         gain = (math.exp(comparison.log_ratio) - 1) * 100

@@ -106,6 +106,8 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from autokernel.display import span
+
     rows: Sequence[Mapping[str, Any]] = found["rows"]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("#", justify="right")
@@ -127,32 +129,32 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
         what_if = row.get("what_if") or {}
         table.add_row(
             str(rank), f"[cyan]{escape(row['name'])}[/]", escape(row["problem"] or ""), str(row["calls"]),
-            milliseconds(row["time_us"]), f"{row['share']:.1%}", _percent(row["pct_of_ceiling"]), row["bound"] or "–",
+            span(row["time_us"]), f"{row['share']:.1%}", _percent(row["pct_of_ceiling"]), row["bound"] or "–",
             _ratio(row["headroom"]), *(_ratio(what_if.get(w)) for w in WHAT_IFS),
         )  # fmt: skip
     others = [row for row in rows if row["kind"] != "region"]
     room = max(top - len(regions), 3)
     for row in others[:room]:
         table.add_row("", f"[dim]{escape(row['name'])}[/]", "[dim]not covered[/]", str(row["calls"]),
-                      milliseconds(row["time_us"]), f"{row['share']:.1%}")  # fmt: skip
+                      span(row["time_us"]), f"{row['share']:.1%}")  # fmt: skip
     hidden = regions[top:] + others[room:]
     if hidden:
         time_us, share = sum(r["time_us"] for r in hidden), sum(r["share"] for r in hidden)
-        table.add_row("", f"[dim]{len(hidden)} more[/]", "", "", milliseconds(time_us), f"{share:.1%}")
+        table.add_row("", f"[dim]{len(hidden)} more[/]", "", "", span(time_us), f"{share:.1%}")
     total = sum(row["share"] for row in rows)
-    table.add_row(
-        "", "[bold]total[/]", "", "", f"[bold]{milliseconds(found['attributed_us'])}[/]", f"[bold]{total:.1%}[/]"
-    )
+    table.add_row("", "[bold]total[/]", "", "", f"[bold]{span(found['attributed_us'])}[/]", f"[bold]{total:.1%}[/]")
     console().print(table)
     _explain(found, regions)
 
 
 def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
+    from autokernel.display import span
+
     settings = " ".join(f"{k}={v}" for k, v in found["settings"].items())
     breaks = found["graph_breaks"]
     click.echo(
         f"\n{found['model_name']} {settings}{' ' if settings else ''}on {found['device']}, {found['dtype']}: one eager "
-        f"forward takes {milliseconds(found['forward_us'])}" + (f"; {breaks} graph break(s)" if breaks else "")
+        f"forward takes {span(found['forward_us'])}" + (f"; {breaks} graph break(s)" if breaks else "")
     )
     click.echo("@2x: speedup of the whole model if this row were 2 times faster; @floor: at its roofline floor")
     if not regions:
@@ -164,13 +166,6 @@ def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> 
     click.echo(
         f"start with {best['name']}: {best['share']:.0%} of the time{worth}; next: autokernel run {found['model']}"
     )
-
-
-def milliseconds(time_us: float) -> str:
-    """A time in the unit that a person reads at a glance."""
-    if time_us >= 1e6:
-        return f"{time_us / 1e6:.2f} s"
-    return f"{time_us / 1e3:.2f} ms" if time_us >= 1e3 else f"{time_us:.1f} us"
 
 
 def _ratio(value: float | None) -> str:

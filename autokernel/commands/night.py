@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import click
 
 from autokernel.commands._common import Duration, Name, console, existing_file, model_options
-from autokernel.commands.reading import present_report
 
 
 @click.command()
@@ -58,13 +58,15 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
         seconds=options.pop("move_on_time"),
         speedup=options.pop("move_on_speedup"),
     )
+    options["results_dir"] = options["results_dir"].absolute()
     chosen = session.RunOptions(model=path, move_on=rules, budget_s=options.pop("budget"), **options)
     with open_display(plain, quiet) as display:
         summary = session.start(chosen, display)
     if not summary.rows:
         click.echo(f"no experiment was made; the workspace is {summary.folder}")
     elif summary.signal is None:
-        present_report(report.build(summary.folder))
+        # In a process of its own: the chart's libraries would be most of this one's memory.
+        subprocess.run([sys.executable, "-m", "autokernel", "report", str(summary.folder)], check=False)
     else:  # whoever stops a run wants the terminal back: the table, and no chart
         present.show(report.build(summary.folder), console())
     if summary.signal is not None:

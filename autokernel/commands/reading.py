@@ -77,7 +77,9 @@ def listing(as_json: bool) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for kind, entries in tables.items():
-        table.add_row(f"[cyan]{kind}[/]", f"[dim]{escape(str(assets.root() / 'models'))}[/]" if kind == "models" else "")
+        table.add_row(
+            f"[cyan]{kind}[/]", f"[dim]{escape(str(assets.root() / 'models'))}[/]" if kind == "models" else ""
+        )
         for name, summary in entries.items():
             table.add_row(f"  {escape(Path(name).name)}", escape(summary))
     console().print(table)
