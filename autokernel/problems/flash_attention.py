@@ -14,6 +14,7 @@ from autokernel.problems._common import LOOSE, nbytes, randn
 from autokernel.types import AdversarialInput, Binding, Dims, DType, Problem, Scalar, Window, Workload
 
 View = Callable[[torch.Tensor], torch.Tensor]
+MOST_HEADS = 256  # a longer dimension is the sequence; a guess costs a run
 
 
 def reference(
@@ -158,12 +159,13 @@ def _scalar_choices(constants: Sequence[Scalar]) -> list[dict[str, Scalar]]:
     scaled), the inverse of a divisor (scores divided by sqrt(D)), none at all.
     """
     flags = [c for c in constants if isinstance(c, bool)]
-    causal = (False, True) if flags and not any(flags) else (True, False)
+    causal = (True, False) if not flags or any(flags) else (False,)  # True may be enable_gqa
     scales: list[float | None] = [None]
     for number in constants:
         if isinstance(number, float) and 1e-4 < number < 1e4:
             scales += [number, number * number] if number < 1 else [1 / number]
-    scales.append(1.0)
+    if not any(flags):  # a True comes with the library's call, whose default is a scale
+        scales.append(1.0)
     return [{"causal": c, "sm_scale": s} for s in dict.fromkeys(scales) for c in causal]
 
 
@@ -186,6 +188,8 @@ def propose_bindings(window: Window) -> Sequence[Binding]:
             for key, flip in ((plain, False), (plain.transpose(-1, -2), True)):
                 batch, heads, length, depth = q.shape
                 groups = v.shape[1]
+                if len(layout) == 4 and heads > MOST_HEADS:
+                    continue
                 if tuple(key.shape) != tuple(v.shape) or (v.shape[0], v.shape[3]) != (batch, depth) or heads % groups:
                     continue
                 dims = {"B": batch, "H": heads, "G": groups, "S": length, "T": v.shape[2], "D": depth}

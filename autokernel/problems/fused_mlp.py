@@ -93,37 +93,27 @@ def bytes_moved(workload: Workload) -> int:
     return nbytes(workload.dtype, (rows, width), *[(hidden, width)] * 3, (rows, width))
 
 
-def _seen_as(tensor: torch.Tensor, rows: int, columns: int) -> list[View]:
-    """The views that show a tensor as [rows, columns]: itself (nn.Linear's weight), or transposed (Conv1D's)."""
-    views: list[View] = []
-    if tuple(tensor.shape) == (rows, columns):
-        views.append(lambda t: t)
-    if tuple(tensor.shape) == (columns, rows):
-        views.append(lambda t: t.t())
-    return views
-
-
 def _weights(tensors: Sequence[torch.Tensor], x: int, width: int) -> Iterator[tuple[int, tuple[Part, Part, Part]]]:
     """The ways in which all tensors but x are w_gate, w_up and w_down, as (F, where each is found): three matrices in
-    any order, or two of which one stacks gate and up (or up and gate) in its rows.
+    any order, or two of which one stacks gate and up (or up and gate) in its rows. All lie as nn.Linear keeps them, or
+    all transposed, as Conv1D does: a guess costs a run, and no model mixes the two.
     """
-    others = [i for i in range(len(tensors)) if i != x]
-    for order in itertools.permutations(others):
-        down = order[-1]
-        if any(tensors[i].dim() != 2 for i in order) or tensors[down].numel() % width:
+    orders = itertools.permutations(i for i in range(len(tensors)) if i != x)
+    views: tuple[View, View] = (lambda t: t, lambda t: t.t())
+    for order, view in itertools.product(orders, views):
+        if any(tensors[i].dim() != 2 for i in order):
             continue
-        hidden = tensors[down].numel() // width
-        for last in _seen_as(tensors[down], width, hidden):
-            if len(order) == 3:
-                gates, ups = (_seen_as(tensors[i], hidden, width) for i in order[:2])
-                for gate, up in itertools.product(gates, ups):
-                    yield hidden, ((order[0], gate), (order[1], up), (down, last))
-            else:
-                for both in _seen_as(tensors[order[0]], 2 * hidden, width):
-                    first = order[0], lambda t, both=both, n=hidden: both(t)[:n]
-                    second = order[0], lambda t, both=both, n=hidden: both(t)[n:]
-                    yield hidden, (first, second, (down, last))
-                    yield hidden, (second, first, (down, last))
+        *gates, (rows, hidden) = (tuple(view(tensors[i]).shape) for i in order)
+        if rows != width:
+            continue
+        down = order[-1], view
+        if gates == [(hidden, width)] * 2:
+            yield hidden, ((order[0], view), (order[1], view), down)
+        elif gates == [(2 * hidden, width)]:
+            first = order[0], lambda t, view=view, n=hidden: view(t)[:n]
+            second = order[0], lambda t, view=view, n=hidden: view(t)[n:]
+            yield hidden, (first, second, down)
+            yield hidden, (second, first, down)
 
 
 def propose_bindings(window: Window) -> Sequence[Binding]:
