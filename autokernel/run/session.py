@@ -176,7 +176,13 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                     aa_rate=options.aa_rate,
                 )
                 rules = options.move_on.within(options.budget_s, len(targets))
+                before = len(ledger.rows)
                 reason = loop.run(ledger, targets, desk, judge, limits, rules, observer)
+                if reason.kind == "budget" and len(ledger.rows) == before:
+                    again = (
+                        "before the first experiment, on profile and set-up; the same command again goes on from here"
+                    )
+                    reason = StopReason("budget", f"{reason.message} {again}")
                 if options.headline:
                     headline(ledger, targets, judge, observer)
         except Interrupted as stop:

@@ -212,22 +212,11 @@ def test_recipes_need_their_pattern():
     from autokernel.proposers.recipes import recipes
 
     bare = 'KERNEL_TYPE = "softmax"\n\n\ndef kernel_fn(x):\n    return x\n'
-    for backend in ("cpp", "torch"):
-        for recipe in recipes(backend):
-            assert recipe_of(recipe.name, bare, backend=backend, problem="none") in (
-                None,
-                recipe_compiled(recipe, bare),
-            )
-    assert recipes("triton") == () or all(recipe.why for recipe in recipes("triton"))
+    for recipe in recipes("cpp"):
+        assert recipe_of(recipe.name, bare, latency=20.0) is None, recipe.name
+    found = {r.name: recipe_of(r.name, bare, backend="torch", problem="none") for r in recipes("torch")}
+    assert [name for name, edited in found.items() if edited is not None] == ["compiled"]
     assert recipes("no such backend") == ()
-
-
-def recipe_compiled(recipe, bare):
-    return (
-        bare.replace("def kernel_fn", "@torch.compile(dynamic=True)\ndef kernel_fn")
-        if recipe.name == "compiled"
-        else None
-    )
 
 
 TORCH = """import torch
