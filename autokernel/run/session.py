@@ -122,8 +122,10 @@ def start(options: RunOptions, observer: Observer) -> Summary:
     limits = Limits(options.budget_s, options.max_experiments, options.max_tokens, options.max_cost_usd)
     proposer = registry.load("proposers", "playbook" if options.proposer == "auto" else options.proposer)()
     create_strategy = registry.load("strategies", options.strategy)
-    backend = options.backend or ("cpp" if options.device == "cpu" else "triton")
-    if backend not in (known := registry.names("backends")) and "." not in backend:
+    known = registry.names("backends")
+    native = "cpp" if options.device == "cpu" else "triton"
+    backend = options.backend or (native if native in known else "torch")
+    if backend not in known and "." not in backend:
         raise AutokernelError(registry.unknown("backends", backend, known))
     wanted = {
         "model": str(options.model),
@@ -134,6 +136,7 @@ def start(options: RunOptions, observer: Observer) -> Summary:
         "settings": dict(options.settings),
     }
     folder = workspace.folder_of(options.results_dir, options.model, options.device, options.name, options.fresh)
+    workspace.require(backend)
     with Signals() as signals, workspace.lock(folder):
         workspace.settle(folder, wanted)
         targets: tuple[Target, ...] = ()

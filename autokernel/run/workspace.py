@@ -117,6 +117,25 @@ def digest(model: Path) -> str:
         ) from error
 
 
+_MISSING = """
+import json, sys
+from autokernel import registry
+print(json.dumps([[need.what, need.mend] for need in registry.load("backends", sys.argv[1]).missing()]))
+"""
+
+
+def require(backend: str) -> None:
+    """Asks the backend, in a process of its own, whether this machine can build its kernels. AutokernelError if not."""
+    command = [sys.executable, "-c", _MISSING, backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise AutokernelError(f"the backend '{backend}' could not be asked what it needs: {last}")
+    if needs := json.loads(done.stdout.splitlines()[-1]):
+        told = "; ".join(f"{what} was expected and is missing: {mend}" for what, mend in needs)
+        raise AutokernelError(f"{backend} kernels cannot be built here: {told}")
+
+
 # ------------------------------------------------------------------------------------------------- profile
 
 

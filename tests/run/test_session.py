@@ -72,6 +72,13 @@ def test_a_mistake_is_told_before_anything_is_written(model, options, told):
     assert not (model.parent / "results").exists()
 
 
+def test_a_machine_without_a_compiler_is_told_what_to_install(model, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(AutokernelError, match=r"compiler .* is missing: apt-get install"):
+        start(model)
+    assert not (model.parent / "results").exists()
+
+
 def test_a_missing_model_is_told(tmp_path):
     with pytest.raises(AutokernelError, match="a model file was expected"):
         start(tmp_path / "absent.py")
