@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -166,14 +167,22 @@ def _split(module: fx.GraphModule) -> fx.GraphModule:
         elif node.target is torch.addmm and not set(node.kwargs) & {"alpha", "beta", "out"}:
             bias, a, b = _arguments(node, ("input", "mat1", "mat2"))
             _replace(graph, node, torch.matmul, (a, b), bias)
-        elif node.target is F.rms_norm:
+        elif node.target in (F.rms_norm, torch.rms_norm):
             x, shape, weight, eps = _arguments(node, ("input", "normalized_shape", "weight", "eps"))
             example = x.meta.get("example_value") if isinstance(x, fx.Node) else None
             if eps is None and isinstance(example, torch.Tensor):
-                node.args, node.kwargs = (x, shape, weight, torch.finfo(example.dtype).eps), {}
+                node.args, node.kwargs = (x, shape, weight, _implied_eps(example.dtype)), {}
     graph.lint()
     module.recompile()
     return module
+
+
+def _implied_eps(dtype: torch.dtype) -> float:
+    """The eps that rms_norm takes when it is given none: that of the input's dtype or of its accumulator, by trial."""
+    x = torch.full((1, 8), 1e-3, dtype=dtype)
+    y = F.rms_norm(x, (8,)).double()
+    eps = float(((x.double() / y).square() - x.double().square()).mean())
+    return min((torch.finfo(t).eps for t in (dtype, torch.float32)), key=lambda e: abs(math.log(max(eps, 1e-9) / e)))
 
 
 def _arguments(node: fx.Node, names: Sequence[str]) -> list[Any]:
@@ -209,11 +218,12 @@ class _Recorder(fx.Interpreter):
                 self.record.constants.pop(i.name, None)
         elif self._is_fixed(n, result):
             self.fixed.add(n.name)
+        storages = {t.untyped_storage().data_ptr() for t in tensors}
+        results = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        if n.op != "placeholder" and results and all(t.untyped_storage().data_ptr() in storages for t in results):
+            self.record.free.add(n.name)
         if isinstance(result, torch.Tensor):
             self.record.specs[n.name] = TensorSpec.of(result)
-            storages = {t.untyped_storage().data_ptr() for t in tensors}
-            if n.op != "placeholder" and result.untyped_storage().data_ptr() in storages:
-                self.record.free.add(n.name)
             if n.name in self.fixed and result.numel() <= KEPT_ELEMENTS:
                 self.record.constants[n.name] = result.detach()
         return result

@@ -46,8 +46,9 @@ def extract(row: Row, backend: str, model: str) -> str:
 def header(row: Row, problem: Problem, model: str) -> str:
     """What a reader of the kernel file should know of the model's calls."""
     floor = f", roofline floor {row.floor_us:,.0f} us ({row.bound}-bound)" if row.floor_us else ""
+    calls = "call" if row.calls == 1 else "calls"
     lines = [
-        f"From {model}: {row.calls} calls in one forward, {row.time_us:,.0f} us as the model runs them "
+        f"From {model}: {row.calls} {calls} in one forward, {row.time_us:,.0f} us as the model runs them "
         f"({row.share:.1%} of it){floor}.",
         f"Places: {', '.join(p or '(the model itself)' for p in row.places)}"
         f"{' and others' if row.calls > len(row.places) else ''}.",

@@ -17,8 +17,8 @@ from torch import fx
 
 from autokernel import registry
 from autokernel.problems._common import TORCH_DTYPES
-from autokernel.regions.capture import Capture, TensorSpec, module_path
-from autokernel.regions.window import WIDE, Window, dense_strides, windows
+from autokernel.regions.capture import Capture, Graph, TensorSpec, module_path
+from autokernel.regions.window import REFUSALS, WIDE, Window, dense_strides, product_flops, windows
 from autokernel.types import Binding, DType, Problem, Workload
 
 MAGNITUDES = (1.0, 1e-3, 30.0)
@@ -26,7 +26,6 @@ TOLERANCE = 1e-7  # relative to the output's own size; both sides are in double 
 MOST_FLOPS = {"cpu": 2e10, "cuda": 1e13}  # of a test at real sizes
 SEED = 0
 DTYPE_NAMES: Mapping[torch.dtype, DType] = {t: n for n, t in TORCH_DTYPES.items()}
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +74,14 @@ def match(captured: Capture, problems: Sequence[Problem] | None = None) -> list[
     """The regions of all graphs, disjoint, in execution order."""
     if problems is None:
         problems = [registry.load("problems", name) for name in registry.names("problems")]
-    known: dict[str, _Found | None] = {}
+    known: dict[tuple[str, frozenset[str]], _Found | None] = {}
     matches = []
     for graph in captured.graphs:
         position = {n: i for i, n in enumerate(graph.nodes)}
         taken: set[fx.Node] = set()
         chosen = []
-        for window in windows(graph):
+        for window, found in reversed(_found(graph, problems, known, captured.model.device)):
             if not taken.isdisjoint(window.nodes):
-                continue
-            if window.key not in known:
-                known[window.key] = _recognise(window, problems, captured.model.device)
-            found = known[window.key]
-            if found is None:
                 continue
             taken.update(window.nodes)
             chosen.append(
@@ -104,6 +98,39 @@ def match(captured: Capture, problems: Sequence[Problem] | None = None) -> list[
     return matches
 
 
+def _found(
+    graph: Graph,
+    problems: Sequence[Problem],
+    known: dict[tuple[str, frozenset[str]], _Found | None],
+    device: torch.device,
+) -> list[tuple[Window, _Found]]:
+    """The windows that are a problem, those that do the least work first.
+
+    A window that holds a smaller one of the same problem and dtype does more than the problem asks, so that it is not
+    tested for that problem: attention is attention, and not so with the rotation before it. This holds for matrix
+    products, whose tests cost; a softmax is still one with the subtraction of the maximum before it.
+    """
+    found: list[tuple[Window, _Found]] = []
+    by_output: dict[fx.Node, list[tuple[Window, _Found]]] = {}
+    for window in reversed(windows(graph)):
+        nodes = set(window.nodes)
+        dtype = DTYPE_NAMES.get(graph.specs[window.output.name].dtype)
+        held = (pair for node in window.nodes for pair in by_output.get(node, ()))
+        without = frozenset(
+            f.problem
+            for w, f in held
+            if w.products and w.compute < window.compute and f.workload.dtype == dtype and nodes.issuperset(w.nodes)
+        )
+        key = (window.key, without)
+        if key not in known:
+            known[key] = _recognise(window, [p for p in problems if p.name not in without], device)
+        result = known[key]
+        if result is not None:
+            found.append((window, result))
+            by_output.setdefault(window.output, []).append((window, result))
+    return found
+
+
 def _recognise(window: Window, problems: Sequence[Problem], device: torch.device) -> _Found | None:
     if not window.graph.specs[window.output.name].dtype.is_floating_point:
         return None
@@ -112,6 +139,8 @@ def _recognise(window: Window, problems: Sequence[Problem], device: torch.device
     if 0 < len(window.fixed) < len(names):
         variants.append(frozenset(window.fixed))
     reduced = window.reduced()
+    real_trials = _Trials(window, device)
+    small_trials = _Trials(reduced, torch.device("cpu")) if reduced else None
     for without in variants:
         taken = tuple(i for i, name in enumerate(names) if name not in without)
         for problem in problems:
@@ -119,16 +148,27 @@ def _recognise(window: Window, problems: Sequence[Problem], device: torch.device
             small = _propose(problem, reduced, without) if reduced and proposals else []
             for i, binding in enumerate(proposals):
                 workload = _workload(problem, binding, window, taken)
-                if workload is None:
+                if workload is None or not _as_much_work(window, problem, binding, taken):
                     continue
-                same = False
-                if reduced and len(small) == len(proposals):
-                    same = _same(reduced, problem, small[i], taken, torch.device("cpu"))
-                if not same and problem.flops(workload) <= MOST_FLOPS[device.type]:
-                    same = _same(window, problem, binding, taken, device)
+                if small_trials and len(small) == len(proposals) and small[i].scalars == binding.scalars:
+                    same = _same(small_trials, problem, small[i], taken)
+                else:  # sizes matter to the program: only the real ones tell
+                    affordable = problem.flops(workload) <= MOST_FLOPS[device.type]
+                    same = affordable and _same(real_trials, problem, binding, taken)
                 if same:
                     return _Found(problem.name, workload, binding, taken)
     return None
+
+
+def _as_much_work(window: Window, problem: Problem, binding: Binding, taken: Sequence[int]) -> bool:
+    """Whether both do about the same matrix products: a test that costs no data, and spares most real ones."""
+    metas = [window.graph.specs[window.inputs[i].name].meta() for i in taken]
+    try:
+        theirs = product_flops(lambda: problem.reference(*binding.adapt(*metas), **binding.scalars))
+    except REFUSALS:
+        return False
+    ours = window.products
+    return ours is None or theirs / 2 <= ours <= theirs * 2
 
 
 def _propose(problem: Problem, window: Window, without: frozenset[str]) -> Sequence[Binding]:
@@ -163,22 +203,47 @@ def _workload(problem: Problem, binding: Binding, window: Window, taken: Sequenc
     return Workload(dict(binding.dims), dtype, 1, strides, dict(binding.scalars))
 
 
-def _same(window: Window, problem: Problem, binding: Binding, taken: Sequence[int], device: torch.device) -> bool:
-    """Whether window and reference agree on random inputs of each magnitude, and neither writes into its inputs."""
-    for values in _inputs(window, device):
+class _Trials:
+    """A window's random inputs and outputs, one pair a magnitude, each computed when it is first asked for."""
+
+    def __init__(self, window: Window, device: torch.device) -> None:
+        self._pairs = self._run(window, device)
+        self._seen: list[tuple[list[torch.Tensor], torch.Tensor] | None] = []
+
+    def __iter__(self) -> Iterator[tuple[list[torch.Tensor], torch.Tensor] | None]:
+        for i in range(len(MAGNITUDES)):
+            if i == len(self._seen):
+                self._seen.append(next(self._pairs))
+            yield self._seen[i]
+
+    @staticmethod
+    def _run(window: Window, device: torch.device) -> Iterator[tuple[list[torch.Tensor], torch.Tensor] | None]:
+        """None where the window fails, or writes into its inputs."""
+        for values in _inputs(window, device):
+            before = [v.clone() for v in values]
+            try:
+                with torch.no_grad():
+                    expected = window.run(values)
+            except REFUSALS:
+                yield None
+                continue
+            changed = any(not torch.equal(a, b) for a, b in zip(values, before, strict=True))
+            yield None if changed or not expected.is_floating_point() else (values, expected.double())
+
+
+def _same(trials: _Trials, problem: Problem, binding: Binding, taken: Sequence[int]) -> bool:
+    """Whether window and reference agree on random inputs of each magnitude."""
+    for trial in trials:
+        if trial is None:
+            return False
+        values, expected = trial
         offered = [values[i] for i in taken]
-        before = [v.clone() for v in values]
         try:
             with torch.no_grad():
-                expected = window.run(values)
                 out = binding.restore(problem.reference(*binding.adapt(*offered), **binding.scalars), *offered)
         except REFUSALS:
             return False
-        if not isinstance(out, torch.Tensor) or out.shape != expected.shape or not expected.is_floating_point():
-            return False
-        if any(not torch.equal(a, b) for a, b in zip(values, before, strict=True)):
-            return False
-        if not _close(out.double(), expected.double()):
+        if not isinstance(out, torch.Tensor) or out.shape != expected.shape or not _close(out.double(), expected):
             return False
     return True
 

@@ -12,11 +12,12 @@ import functools
 import hashlib
 import heapq
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from autokernel.regions.capture import Graph, TensorSpec, clean_path
 from autokernel.types import Scalar
@@ -30,6 +31,8 @@ WIDE = {
     torch.complex64: torch.complex128,
 }
 CASTS = ("float", "half", "bfloat16")
+# What running a window, or a binding that does not fit it, may raise.
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,16 @@ class Window:
             args = fx.map_arg((node.args, node.kwargs), lambda n: place[n])
             lines.append(f"{node.op} {_name(node.target)} {args!r}")
         return "\n".join(lines)
+
+    @functools.cached_property
+    def products(self) -> int | None:
+        """Operations of the matrix products inside; None where that cannot be told without data."""
+        metas = [self.graph.specs[n.name].meta() for n in self.inputs]
+        metas = [t.to(WIDE.get(t.dtype, t.dtype)) for t in metas]
+        try:
+            return product_flops(lambda: self.run(metas))
+        except REFUSALS:
+            return None
 
     def offer(self, without: frozenset[str] = frozenset()) -> ProblemWindow:
         """The window as problems see it; inputs named in ``without`` are left out."""
@@ -123,7 +136,16 @@ def windows(graph: Graph) -> list[Window]:
     return sorted(found.values(), key=lambda w: (-w.compute, len(w.nodes)))
 
 
+def product_flops(run: Callable[[], Any]) -> int:
+    """Operations of the matrix products (attention's included) that ``run`` makes. Meta tensors cost nothing."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
 def _usable(graph: Graph, node: fx.Node) -> bool:
+    if node.name in graph.constants:
+        return False  # the same in every forward: always an input, with its values
     return node.op in ("call_function", "call_method") and node.name not in graph.mutating
 
 
@@ -169,7 +191,7 @@ def _close(graph: Graph, members: Iterable[fx.Node], order: Mapping[fx.Node, int
     inputs = tuple(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside))
     if not 1 <= len(inputs) <= MOST_INPUTS or any(i.name not in graph.specs for i in inputs):
         return None
-    if all(n.name in graph.free for n in nodes) or last.name in graph.constants:
+    if all(n.name in graph.free for n in nodes):
         return None
     if graph.mutating:  # something may write an input between the window's first and last node
         span = range(order[nodes[0]], order[last])
