@@ -21,6 +21,7 @@ from autokernel.types import Brief, Experiment, Proposal, source_id
 
 _WORSE = -0.01  # log ratio under which a direction is given up
 _SAME = 0.004  # log ratio within which a constant seems not to matter
+_VECTORS = ("VEC", "LANES", "WIDTH")  # how starters name the floats of a vector
 _PATIENCE = 12  # tier 3 proposals in a row that were not kept, and at least three for each constant
 
 
@@ -111,6 +112,8 @@ def _score(constant: Constant, choice: Value, position: int, trials: Sequence[Tr
         score += (0.1 if step > 0 else 0.0) - 0.6 * (abs(step) - 1)
         if not last_resort and any(_given_up(constant, trial, step) for trial in mine):
             return -math.inf
+        if constant.name in _VECTORS:  # the machine's vectors decide more than any blocking
+            score += 0.5
         if constant.name == "GRAIN":  # matters for small calls only
             score -= 1.0
     elif str(constant.value).startswith("-"):  # compiler flags: more of them before fewer

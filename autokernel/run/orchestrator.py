@@ -110,7 +110,7 @@ def _why_leave(visit: Visit, before: Row | None, rules: MoveOn) -> str:
     if reverts >= rules.reverts:
         return f"{reverts} experiments in a row reverted"
     if spent_s >= (VISIT_S if rules.seconds is None else rules.seconds):
-        return f"{spent_s / 60:.0f} min spent on it"
+        return f"{spent_s / 60:.0f} min spent on it" if spent_s >= 120 else f"{spent_s:.0f} s spent on it"
     return ""
 
 
