@@ -123,7 +123,7 @@ def capture(model: LoadedModel) -> Capture:
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         raise AutokernelError(f"{model.path.name} runs, but torch.compile cannot trace it: {reason}") from error
-    captured.graph_breaks = sum(counters["graph_break"].values())
+    noted = sum(counters["graph_break"].values())
     calls: Counter[int] = Counter()
 
     def note(graph: Graph, args: tuple[Any, ...]) -> Any:
@@ -136,6 +136,7 @@ def capture(model: LoadedModel) -> Capture:
     for graph in graphs:
         graph.calls = calls[graph.index]
     captured.graphs = [g for g in graphs if g.calls]
+    captured.graph_breaks = max(noted, sum(calls.values()) - 1)  # Dynamo does not count every kind
     return captured
 
 
