@@ -98,7 +98,13 @@ class Contest:
             pairs.append(self._pair(source, incumbent, count))
         outcome = confirm(pairs, min_gain)
         flat = [block for pair in pairs for block in pair]
-        return comparison_of(flat, outcome.overall, keep=outcome.keep, reason=outcome.reason)
+        disturbed = sum(block.disturbed for block in flat)
+        told = (
+            f"; {disturbed} of {len(flat)} blocks disturbed: other processes keep this machine busy"
+            if disturbed
+            else ""
+        )
+        return comparison_of(flat, outcome.overall, keep=outcome.keep, reason=outcome.reason + told)
 
     def check(self, side: Side) -> None:
         """One more timed turn of every workload, its output checked. Raises Failed."""

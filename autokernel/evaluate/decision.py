@@ -28,6 +28,7 @@ class Block:
     by_workload: Mapping[str, float]
     incumbent_us: float
     candidate_us: float
+    disturbed: bool = False  # other processes took the processor, and did so again when the block was repeated
 
 
 @dataclasses.dataclass(frozen=True)

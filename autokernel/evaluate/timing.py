@@ -186,6 +186,7 @@ class Bench:
 
     def block(self, incumbent: Side, candidate: Side) -> Block:
         """Four turns of every workload, ABBA or BAAB. A block that was disturbed is run again, once, unseen."""
+        disturbed = False
         for _ in range(2):
             before = incumbent.disturbed_turns + candidate.disturbed_turns
             outer, inner = (incumbent, candidate) if self.rng.random() < 0.5 else (candidate, incumbent)
@@ -196,13 +197,14 @@ class Bench:
                     totals[id(side)] += self.turn(side, index) / 2
                 for key, value in totals.items():
                     seconds[key].append(value)
-            if incumbent.disturbed_turns + candidate.disturbed_turns == before:
+            disturbed = incumbent.disturbed_turns + candidate.disturbed_turns > before
+            if not disturbed:
                 break
         ours, theirs = seconds[id(candidate)], seconds[id(incumbent)]
         counts = [r.work.count for r in self.rotations]
         weighted = [sum(c * s for c, s in zip(counts, each, strict=True)) for each in (theirs, ours)]
         by_workload = {r.work.key: math.log(t / o) for r, t, o in zip(self.rotations, theirs, ours, strict=True)}
-        return Block(math.log(weighted[0] / weighted[1]), by_workload, weighted[0] * 1e6, weighted[1] * 1e6)
+        return Block(math.log(weighted[0] / weighted[1]), by_workload, weighted[0] * 1e6, weighted[1] * 1e6, disturbed)
 
     def weighted_us(self, samples: Sequence[Mapping[str, float]]) -> float:
         """Microseconds a forward pass: each workload's median, weighted by its count."""

@@ -1,0 +1,43 @@
+"""The same judge with another device string. Needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from autokernel.evaluate.client import Assignment, JudgeClient, JudgeOptions
+from autokernel.types import Status, Workload
+
+from .conftest import HONEST, scratch, target, torch_source
+
+pytestmark = pytest.mark.gpu
+WORK = Workload({"R": 4096, "C": 4096}, "fp16", scalars={"eps": 1e-6})
+
+
+@pytest.fixture(scope="module")
+def cuda_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
+    with JudgeClient(scratch(tmp_path_factory), JudgeOptions(device="cuda", policy=False)) as client:
+        yield client
+
+
+def test_an_honest_candidate_passes_and_is_compared(cuda_judge: JudgeClient) -> None:
+    faster = torch_source("return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)")
+    evaluation = cuda_judge.evaluate(Assignment(target("torch", WORK), faster, incumbent=HONEST))
+    assert evaluation.verdict.status is Status.PASS, evaluation.verdict
+    assert evaluation.verdict.measurements is not None
+    assert {"eager", "library"} <= set(evaluation.verdict.measurements.baselines_us)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.log_ratio > 0.5  # the library's fused kernel against five launches
+
+
+def test_a_wrong_candidate_fails_smoke(cuda_judge: JudgeClient) -> None:
+    wrong = torch_source("return x")
+    assert cuda_judge.evaluate(Assignment(target("torch", WORK), wrong)).verdict.status is Status.SMOKE
+
+
+def test_an_illegal_address_costs_one_runner(cuda_judge: JudgeClient) -> None:
+    illegal = torch_source("return x[torch.full_like(x[:, 0], 10**9, dtype=torch.int64)]")
+    verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), illegal)).verdict
+    assert verdict.status in (Status.SMOKE, Status.CRASH), verdict
+    assert cuda_judge.evaluate(Assignment(target("torch", WORK), HONEST)).verdict.status is Status.PASS
