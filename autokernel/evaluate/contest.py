@@ -11,7 +11,17 @@ import statistics
 import time
 from collections.abc import Callable
 
-from autokernel.evaluate.decision import Block, Interval, confirm, interval, percent, screen
+from autokernel.evaluate.decision import (
+    FIRST_LOOK,
+    LAST_LOOK,
+    Block,
+    Interval,
+    confirm,
+    interval,
+    middle,
+    percent,
+    screen,
+)
 from autokernel.evaluate.pool import RunnerFailed
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.evaluate.timing import Bench, Side
@@ -23,9 +33,8 @@ COMPILE_BASELINE_S = 300.0
 ROUNDS, THOROUGH_ROUNDS = 3, 15
 SCREEN_BLOCKS = 6
 SCREEN_S = 1.5  # after two blocks, the screen ends when it has lasted this long
-PAIRS = 5
-PAIR_S = 0.35  # a pair's blocks take about this long, at least one and at most MAX_PAIR_BLOCKS
-MAX_PAIR_BLOCKS = 4
+PAIR_S = 0.35  # a pair's blocks take about this long
+MIN_PAIR_BLOCKS, MAX_PAIR_BLOCKS = 1, 7
 IMPLAUSIBLE_SHARE = 0.7  # of the roofline floor: below it a latency is not believed
 BASELINES = ("eager", "compile", "library")
 
@@ -49,9 +58,9 @@ class Contest:
         try:
             exam.handle.ask("poison", {"byte": 0})
             side = self._bench.admit(exam.handle, exam)
+            self._bench.calibrate(side, self._warm.values())
         except RunnerFailed as failure:
             raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
-        self._bench.calibrate(side)
         return side
 
     def measure(self, side: Side, *, baselines: bool, thorough: bool) -> Measurements:
@@ -86,17 +95,18 @@ class Contest:
             blocks.append(self._bench.block(rival, side))
             if done >= 1 and screen(blocks, min_gain) == "hopeless":
                 overall = interval([b.log_ratio for b in blocks])
-                reason = f"screened out: {percent(overall.mean)} over {len(blocks)} blocks"
+                reason = f"screened out: {percent(middle(blocks))} over {len(blocks)} blocks"
                 return comparison_of(blocks, overall, keep=False, reason=reason)
             if done >= 1 and time.perf_counter() - started > SCREEN_S:
                 break
         block_s = (time.perf_counter() - started) / len(blocks)
-        count = max(1, min(MAX_PAIR_BLOCKS, round(PAIR_S / block_s)))
-        pairs = []
-        for done in range(PAIRS):
-            on_stage("confirm", done, PAIRS)
+        count = max(MIN_PAIR_BLOCKS, min(MAX_PAIR_BLOCKS, round(PAIR_S / block_s)))
+        pairs: list[list[Block]] = []
+        while True:
+            on_stage("confirm", len(pairs), LAST_LOOK)
             pairs.append(self._pair(source, incumbent, count))
-        outcome = confirm(pairs, min_gain)
+            if len(pairs) in (FIRST_LOOK, LAST_LOOK) and (outcome := confirm(pairs, min_gain)).final:
+                break
         flat = [block for pair in pairs for block in pair]
         disturbed = sum(block.disturbed for block in flat)
         told = (

@@ -1,9 +1,11 @@
 """Is it faster? Paired blocks, screened and confirmed; no torch, no clock, no processes: numbers in, decision out.
 
 The unit of evidence is a *pair*: one freshly started runner of the incumbent and one of the candidate, compared over
-a few interleaved blocks. Blocks of one pair share where their memory lies and how their threads were placed, so they
-are not independent, and a test over blocks alone keeps too many null candidates. The confirmation is therefore a
-t-interval over the means of several pairs, and the screen before it only spares hopeless candidates the cost.
+a few interleaved blocks, of which the median counts: a neighbour's burst of memory traffic slows single turns by half.
+Blocks of one pair share where their memory lies and how their threads were placed, so they are not independent, and a
+test over blocks alone keeps too many null candidates. The confirmation is therefore a t-interval over pairs: a first
+look after FIRST_LOOK of them, with a confidence that leaves room for the second, and a last look after LAST_LOOK. The
+screen before it only spares hopeless candidates the cost.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Literal
 
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95  # two-sided
+FIRST_LOOK, LAST_LOOK = 4, 8  # pairs
+FIRST_CONFIDENCE, LAST_CONFIDENCE = 0.99, 0.96  # two-sided; a null candidate passes either with 2.5 % at the most
+FUTILE_CONFIDENCE = 0.7  # of the interval that must reach the gain at the first look for the second to be worth it
 SLOWER_LIMIT = math.log(0.98)  # no real workload may be confirmed more than 2 % slower
 
 
@@ -38,7 +42,7 @@ class Interval:
     high: float
 
 
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def interval(values: Sequence[float], confidence: float = LAST_CONFIDENCE) -> Interval:
     """Two-sided t-interval of the mean; unbounded for fewer than two values."""
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -47,41 +51,48 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     return Interval(mean, mean - half, mean + half)
 
 
+def middle(blocks: Sequence[Block]) -> float:
+    """What the blocks of one pair say together: their median log ratio."""
+    return statistics.median(block.log_ratio for block in blocks)
+
+
 def screen(blocks: Sequence[Block], min_gain: float) -> Literal["hopeless", "promising"]:
     """Is a confirmation worth its cost? Hopeless once even the optimistic end of the evidence misses the gain."""
-    values = [block.log_ratio for block in blocks]
-    if len(values) < 2:
+    if len(blocks) < 2:
         return "promising"
-    optimistic = statistics.fmean(values) + statistics.stdev(values) / math.sqrt(len(values))
-    return "hopeless" if optimistic < math.log1p(min_gain) else "promising"
+    error = statistics.stdev(block.log_ratio for block in blocks) / math.sqrt(len(blocks))
+    return "hopeless" if middle(blocks) + error < math.log1p(min_gain) else "promising"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The decision over several pairs. ``spread`` is the standard deviation between the pairs' means."""
+    """The state of a confirmation. ``final`` False asks for more pairs."""
 
+    final: bool
     keep: bool
     reason: str
     overall: Interval
-    spread: float
 
 
 def confirm(pairs: Sequence[Sequence[Block]], min_gain: float) -> Outcome:
-    """Keep iff the lower bound over the pairs' means exceeds the gain, and no workload is confirmed slower."""
-    means = [statistics.fmean(block.log_ratio for block in pair) for pair in pairs]
-    overall = interval(means)
-    spread = statistics.stdev(means) if len(means) > 1 else math.inf
+    """Keep iff the lower bound over the pairs exceeds the gain, and no workload is confirmed slower. To be asked after
+    FIRST_LOOK and, unless that was final, after LAST_LOOK pairs.
+    """
+    last = len(pairs) >= LAST_LOOK
+    confidence = LAST_CONFIDENCE if last else FIRST_CONFIDENCE
+    middles = [middle(pair) for pair in pairs]
+    overall = interval(middles, confidence)
     for key in pairs[0][0].by_workload:
-        each = interval([statistics.fmean(block.by_workload[key] for block in pair) for pair in pairs])
+        each = interval([statistics.median(block.by_workload[key] for block in pair) for pair in pairs], confidence)
         if each.high < SLOWER_LIMIT:
-            return Outcome(False, f"workload {key} is {percent(-each.mean)} slower", overall, spread)
+            return Outcome(True, False, f"workload {key} is slower: {percent(each.mean)}", overall)
     needed = math.log1p(min_gain)
     bounds = f"[{percent(overall.low)}, {percent(overall.high)}] over {len(pairs)} fresh pairs"
     if overall.low > needed:
-        return Outcome(True, f"{percent(overall.mean)} faster, {bounds}", overall, spread)
-    if overall.high < needed:
-        return Outcome(False, f"not faster: {percent(overall.mean)}, {bounds}", overall, spread)
-    return Outcome(False, f"ambiguous: {percent(overall.mean)}, {bounds}", overall, spread)
+        return Outcome(True, True, f"{percent(overall.mean)} faster, {bounds}", overall)
+    if overall.high < needed or (not last and interval(middles, FUTILE_CONFIDENCE).high < needed):
+        return Outcome(True, False, f"not faster: {percent(overall.mean)}, {bounds}", overall)
+    return Outcome(last, False, f"ambiguous: {percent(overall.mean)}, {bounds}", overall)
 
 
 def percent(log_ratio: float) -> str:

@@ -18,6 +18,7 @@ import torch
 
 ALIGNMENT = 4096
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE = 1033, 2, 4, 16
+MAP_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0x8000)  # no page fault inside a timed call
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.int64)}
 
 
@@ -73,33 +74,45 @@ def strided_view(
     return flat.as_strided(tuple(size), tuple(stride))
 
 
-class InputSet:
-    """The input tensors of one call, in a sealed arena at page boundaries."""
+class InputSets:
+    """Sets of input tensors for one problem, equal in layout, in one sealed arena, each tensor at a page boundary.
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    ``layout`` describes the tensors of the first set; set ``i`` lies ``i * set_bytes`` further on.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[torch.Tensor]]) -> None:
         self.layout: list[dict[str, Any]] = []
-        offset = 0
-        for tensor in tensors:
+        self.set_bytes = 0
+        for tensor in sets[0]:
             self.layout.append(
                 {
-                    "offset": offset,
+                    "offset": self.set_bytes,
                     "size": list(tensor.shape),
                     "stride": list(tensor.stride()),
                     "dtype": str(tensor.dtype).removeprefix("torch."),
                 }
             )
-            offset += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
-        self.arena = Arena(offset, read_only=True)
-        self.nbytes = offset
-        self.tensors = tuple(
-            self.arena.view(entry["offset"], t.shape, t.stride(), t.dtype)
-            for entry, t in zip(self.layout, tensors, strict=True)
+            self.set_bytes += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
+        self.arena = Arena(self.set_bytes * len(sets), read_only=True)
+        self.tensors = [tensors_of(self.arena.bytes, self.layout, i * self.set_bytes) for i in range(len(sets))]
+        for ours, theirs in zip(self.tensors, sets, strict=True):
+            for mine, drawn in zip(ours, theirs, strict=True):
+                flat(mine).copy_(flat(drawn))
+
+    def rewrite(self, index: int, pool: torch.Tensor, at: int, origin: int, count: int) -> None:
+        """In every set, overwrite ``count`` storage elements of input ``index`` from element ``at`` on with values of
+        the one-dimensional ``pool`` from ``origin`` on, a little further on for each set as far as the pool reaches.
+        """
+        entry = self.layout[index]
+        sets, itemsize = len(self.tensors), DTYPES[entry["dtype"]].itemsize
+        target = self.arena.bytes.view(DTYPES[entry["dtype"]]).as_strided(
+            (sets, count), (self.set_bytes // itemsize, 1), entry["offset"] // itemsize + at
         )
-        for ours, theirs in zip(self.tensors, tensors, strict=True):
-            flat(ours).copy_(flat(theirs))
+        step = (pool.numel() - count - origin) // sets
+        target.copy_(pool.as_strided((sets, count), (step, 1), origin))
 
     def close(self) -> None:
-        self.tensors = ()
+        self.tensors = []
         self.arena.close()
 
 
@@ -112,7 +125,7 @@ def map_readable(fd: int, nbytes: int) -> torch.Tensor:
     """In a runner: the bytes of a sealed arena, read-only. A write through the tensor ends the process."""
     import warnings
 
-    mapped = mmap.mmap(fd, nbytes, prot=mmap.PROT_READ)
+    mapped = mmap.mmap(fd, nbytes, flags=MAP_FLAGS, prot=mmap.PROT_READ)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that the buffer is read-only: that is the point
         return torch.frombuffer(mapped, dtype=torch.uint8)
@@ -120,9 +133,9 @@ def map_readable(fd: int, nbytes: int) -> torch.Tensor:
 
 def map_writable(fd: int, nbytes: int) -> torch.Tensor:
     """In a runner: the bytes of an output arena."""
-    return torch.frombuffer(mmap.mmap(fd, nbytes), dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(fd, nbytes, flags=MAP_FLAGS), dtype=torch.uint8)
 
 
-def tensors_of(raw: torch.Tensor, layout: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
-    """In a runner: the tensors that a layout describes over mapped bytes."""
-    return tuple(strided_view(raw, e["offset"], e["size"], e["stride"], DTYPES[e["dtype"]]) for e in layout)
+def tensors_of(raw: torch.Tensor, layout: Sequence[Mapping[str, Any]], base: int = 0) -> tuple[torch.Tensor, ...]:
+    """The tensors that a layout describes over mapped bytes, ``base`` bytes further on."""
+    return tuple(strided_view(raw, base + e["offset"], e["size"], e["stride"], DTYPES[e["dtype"]]) for e in layout)

@@ -27,6 +27,7 @@ from autokernel.evaluate.protocol import Channel, PeerGone
 def main() -> None:
     sandbox.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to handle
+    processors = os.sched_getaffinity(0)  # OpenMP, initialised by the imports below, binds this thread to one of them
     control = Channel(socket.socket(fileno=int(sys.argv[1])))
     import numpy  # noqa: F401  (warm: every runner inherits it)
     import torch
@@ -48,6 +49,7 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 control.close()
+                os.sched_setaffinity(0, processors)
                 reaper(message, fds[0], namespaced, runner.serve)
             if namespaced:
                 sandbox.set_namespace(own_namespace, sandbox.CLONE_NEWPID)

@@ -114,6 +114,9 @@ class Nursery:
         self._environment = {
             **sandbox.scrubbed_environment(),
             "OMP_NUM_THREADS": str(threads),
+            "OMP_PROC_BIND": "close",  # a thread that wanders, or shares a core with its partner, is the largest noise
+            "OMP_PLACES": "cores",
+            "GOMP_SPINCOUNT": "20000",  # idle threads of one side must be asleep when the other's turn begins
             "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool: a nursery must fork from a single thread
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from autokernel.evaluate.correctness import Expected, expected, mismatch
-from autokernel.evaluate.memory import Arena, InputSet, relaid
+from autokernel.evaluate.memory import Arena, InputSets, relaid
 from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.types import DTYPES, Dims, DType, Problem, Scalar, Status, Workload
 
@@ -140,8 +140,8 @@ class Examination:
         flops = self.problem.flops(Workload(case.dims, case.dtype, scalars=case.scalars))
         want = expected(self.problem, tensors, case.scalars, flops, self.device)
         self.precisions.add(want.precision)
-        inputs = InputSet(tensors)
-        key = self.show(inputs, case.scalars)
+        inputs = InputSets([tensors])
+        (key,) = self.show(inputs, case.scalars)
         try:
             if stage == "determinism":
                 outs = []
@@ -164,17 +164,19 @@ class Examination:
         finally:
             inputs.close()
 
-    def show(self, inputs: InputSet, scalars: Mapping[str, Scalar]) -> int:
-        """Let the runner map a set of inputs; the set's id."""
-        self._next_id += 1
-        entry = {
-            "id": self._next_id,
+    def show(self, inputs: InputSets, scalars: Mapping[str, Scalar]) -> list[int]:
+        """Let the runner map sets of inputs; the ids under which it knows them."""
+        ids = list(range(self._next_id, self._next_id + len(inputs.tensors)))
+        self._next_id += len(ids)
+        message = {
+            "ids": ids,
             "nbytes": inputs.arena.nbytes,
+            "set_bytes": inputs.set_bytes,
             "layout": inputs.layout,
             "scalars": dict(scalars),
         }
-        self.handle.ask("inputs", {"sets": [entry]}, [inputs.arena.fd])
-        return self._next_id
+        self.handle.ask("inputs", message, [inputs.arena.fd])
+        return ids
 
     def call(self, key: int, want: Expected, status: Status, name: str, *, audit: bool = False) -> torch.Tensor:
         """One call's output, over poisoned output memory. Raises Failed for a wrong shape, dtype or device."""

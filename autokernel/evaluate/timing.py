@@ -14,24 +14,26 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from autokernel.evaluate.correctness import expected, mismatch
 from autokernel.evaluate.decision import Block
-from autokernel.evaluate.memory import InputSet, flat, relaid
+from autokernel.evaluate.memory import InputSets, extent, relaid
 from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.types import Problem, Status, Workload
 
-TURN_S = 12e-3  # a turn lasts about this long, at least one call
-ROTATED_BYTES = 2.0  # sets of one workload together, in units of the last-level cache
-MAX_SETS, MIN_SETS = 64, 2
+TURN_S = 8e-3  # a turn lasts about this long, at least one call
+ROTATED = 2.0  # sets of one workload together, in units of the last-level cache
+MIN_SETS, MAX_SETS = 2, 1024
+CALIBRATION_CALLS = 4
+GROWTH = 1.5  # sets are laid out anew only when this much more of them are wanted
 MAX_ROTATED_BYTES = 512 << 20
-REWRITTEN_SHARE = 8  # one eighth of every float input is new in each turn
+REWRITTEN_SHARE = 16  # one sixteenth of every float input is new in each turn
 CHECKED_TURNS = 0.1  # share of the turns whose last output is checked
-WARM_CALL_S = 20e-3  # a workload slower than this needs no warm-up call at the start of a turn
+SETTLE_S = 2e-3  # before a turn: idle threads of whoever ran last fall asleep
 TURN_LIMIT_S = 60.0
 DISTURBED_SHARE = 0.05  # a turn that waited for a processor for more than this share of its time is disturbed
 
@@ -43,35 +45,39 @@ class Rotation:
         self.problem = problem
         self.work = work
         self.scalars = {**problem.scalars, **work.scalars}
-        generator = torch.Generator().manual_seed(seed)
-        drawn = problem.make_inputs(work.dims, work.dtype, generator)
-        one_bytes = max(1, sum(t.numel() * t.element_size() for t in drawn))
-        wanted = min(ROTATED_BYTES * cache_bytes, MAX_ROTATED_BYTES) / one_bytes
-        self.sets: list[InputSet] = []
-        self._pools = drawn
-        for index in range(max(MIN_SETS, min(MAX_SETS, math.ceil(wanted)))):
-            rolled = [t.reshape(-1).roll(index * 1009).reshape(t.shape) for t in drawn]
-            self.sets.append(InputSet([self._strided(n, t) for n, t in zip(problem.inputs, rolled, strict=True)]))
         self.calls = 1  # of a turn; set by Bench.calibrate
+        self._drawn = problem.make_inputs(work.dims, work.dtype, torch.Generator().manual_seed(seed))
+        self._cache_bytes = cache_bytes
+        self._one_bytes = max(1, sum(t.numel() * t.element_size() for t in self._drawn))
+        self.inputs = self._lay_out(self.sets_for(1))
 
-    def _strided(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return relaid(tensor, self.work.strides[name]) if name in self.work.strides else tensor
+    def sets_for(self, calls: int) -> int:
+        """How many sets a turn of so many calls wants: one a call, all together larger than the cache."""
+        least = math.ceil(ROTATED * self._cache_bytes / self._one_bytes)
+        return int(max(MIN_SETS, min(max(least, calls), MAX_SETS, MAX_ROTATED_BYTES // self._one_bytes)))
+
+    def grow(self, sets: int) -> None:
+        """Replace the sets by more of them."""
+        self.inputs.close()
+        self.inputs = self._lay_out(sets)
 
     def rewrite(self, rng: random.Random) -> None:
         """New values in a random part of every float input of every set."""
-        for inputs in self.sets:
-            for tensor, pool in zip(inputs.tensors, self._pools, strict=True):
-                if not tensor.is_floating_point() or tensor.numel() == 0:
-                    continue
-                target, source = flat(tensor), pool.view(-1)
-                count = max(1, min(target.numel(), source.numel()) // REWRITTEN_SHARE)
-                at = rng.randrange(target.numel() - count + 1)
-                origin = rng.randrange(source.numel() - count + 1)
-                target[at : at + count] = source[origin : origin + count]
+        for index, (tensor, drawn) in enumerate(zip(self.inputs.tensors[0], self._drawn, strict=True)):
+            if tensor.is_floating_point() and tensor.numel():
+                spanned, pool = extent(tensor.shape, tensor.stride()), drawn.view(-1)
+                count = max(1, min(spanned, pool.numel()) // REWRITTEN_SHARE)
+                at, origin = rng.randrange(spanned - count + 1), rng.randrange(pool.numel() - count + 1)
+                self.inputs.rewrite(index, pool, at, origin, count)
 
     def close(self) -> None:
-        for inputs in self.sets:
-            inputs.close()
+        self.inputs.close()
+
+    def _lay_out(self, sets: int) -> InputSets:
+        named = list(zip(self.problem.inputs, self._drawn, strict=True))
+        strides = self.work.strides
+        rolled = ([(n, t.reshape(-1).roll(1009 * i).reshape(t.shape)) for n, t in named] for i in range(sets))
+        return InputSets([[relaid(t, strides[n]) if n in strides else t for n, t in each] for each in rolled])
 
 
 @dataclasses.dataclass
@@ -107,16 +113,23 @@ class Bench:
         """Show a runner every set. Raises RunnerFailed."""
         side = Side(handle, exam)
         for rotation in self.rotations:
-            side.ids.append([exam.show(inputs, rotation.scalars) for inputs in rotation.sets])
+            side.ids.append(exam.show(rotation.inputs, rotation.scalars))
         return side
 
-    def calibrate(self, side: Side) -> None:
-        """Choose the calls of a turn from this runner's own speed."""
+    def calibrate(self, side: Side, others: Iterable[Side]) -> None:
+        """Choose the calls of a turn from this runner's own speed; where they want many more sets than there are, lay
+        out new ones and show them to this runner and to ``others``. Raises Failed, or RunnerFailed of another.
+        """
         for index, rotation in enumerate(self.rotations):
-            rotation.calls = 1
-            self.turn(side, index)
-            seconds = self.turn(side, index)
-            rotation.calls = max(1, min(len(rotation.sets), round(TURN_S / max(seconds, 1e-6))))
+            rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors))
+            seconds = min(self.turn(side, index) for _ in range(3))
+            wanted = max(1, round(TURN_S / max(seconds, 1e-6)))
+            if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
+                rotation.grow(rotation.sets_for(wanted))
+                for each in (side, *others):
+                    each.handle.ask("forget", {"ids": each.ids[index]})
+                    each.ids[index] = each.exam.show(rotation.inputs, rotation.scalars)
+            rotation.calls = min(wanted, len(rotation.inputs.tensors))
 
     def turn(self, side: Side, index: int) -> float:
         """Seconds a call of one workload, by the judge's clock. Raises Failed."""
@@ -130,6 +143,7 @@ class Bench:
         rotation, ids = self.rotations[index], side.ids[index]
         rotation.rewrite(self.rng)
         order = self.rng.sample(range(len(ids)), rotation.calls)
+        time.sleep(SETTLE_S)
         try:
             if self.device != "cpu":
                 side.handle.ask("refresh", {"ids": ids}, deadline_s=TURN_LIMIT_S)
@@ -162,7 +176,7 @@ class Bench:
     def check(self, side: Side, index: int, which: int) -> None:
         """The output of the last timed call must be right for what its inputs are now. Raises Failed."""
         rotation = self.rotations[index]
-        inputs = tuple(t.clone() for t in rotation.sets[which].tensors)
+        inputs = tuple(t.clone() for t in rotation.inputs.tensors[which])
         want = expected(self.problem, inputs, rotation.scalars, self.problem.flops(rotation.work), self.device)
         name = f"a timed call on {rotation.work.key}"
         try:
