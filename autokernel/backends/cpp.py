@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -75,6 +76,7 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
+@functools.cache
 def precompiled_header() -> Path | None:
     """The header whose precompiled form lies beside it; built on first use, in about two seconds. None: no compiler."""
     compiler = shutil.which(_compiler())

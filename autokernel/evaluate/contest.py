@@ -22,7 +22,7 @@ from autokernel.evaluate.decision import (
     percent,
     screen,
 )
-from autokernel.evaluate.pool import RunnerFailed
+from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.evaluate.timing import Bench, Side
 from autokernel.evaluate.workshop import Workshop
@@ -33,7 +33,7 @@ COMPILE_BASELINE_S = 300.0
 ROUNDS, THOROUGH_ROUNDS = 3, 15
 SCREEN_BLOCKS = 6
 SCREEN_S = 1.5  # after two blocks, the screen ends when it has lasted this long
-PAIR_S = 0.35  # a pair's blocks take about this long
+PAIR_S = 0.25  # a pair's blocks take about this long
 MIN_PAIR_BLOCKS, MAX_PAIR_BLOCKS = 1, 7
 IMPLAUSIBLE_SHARE = 0.7  # of the roofline floor: below it a latency is not believed
 BASELINES = ("eager", "compile", "library")
@@ -53,14 +53,17 @@ class Contest:
         self._bench = Bench(problem, target.workloads, hardware.llc_bytes, workshop.device)
         self._warm: dict[str, Side] = {}
 
-    def admit(self, exam: Examination) -> Side:
-        """A candidate that passed the stages, ready to be timed. Raises Failed."""
+    def admit(self, source: str) -> Side:
+        """A candidate that passed the stages, in a fresh runner as its rivals are, ready to be timed. Raises Failed."""
+        side = self._fresh(source)
         try:
-            exam.handle.ask("poison", {"byte": 0})
-            side = self._bench.admit(exam.handle, exam)
             self._bench.calibrate(side, self._warm.values())
         except RunnerFailed as failure:
+            side.close()
             raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
+        except Failed:
+            side.close()
+            raise
         return side
 
     def measure(self, side: Side, *, baselines: bool, thorough: bool) -> Measurements:
@@ -159,7 +162,9 @@ class Contest:
 
     def _fresh(self, source: str) -> Side:
         """A new runner of a source that has passed before. Raises Failed."""
-        handle = self._workshop.start(source, self.target.backend)
+        return self._admit(self._workshop.start(source, self.target.backend))
+
+    def _admit(self, handle: Handle) -> Side:
         try:
             return self._bench.admit(handle, Examination(self.problem, handle, self._workshop.device, None))
         except RunnerFailed as failure:
@@ -168,15 +173,19 @@ class Contest:
 
     def _pair(self, source: str, incumbent: str, count: int) -> list[Block]:
         """Blocks of one freshly started runner of each side, started in random order."""
+        order = self._bench.shuffled([("old", incumbent), ("new", source)])
+        handles = self._workshop.start_all([text for _, text in order], self.target.backend)
         sides: dict[str, Side] = {}
         try:
-            for who, text in self._bench.shuffled([("old", incumbent), ("new", source)]):
-                sides[who] = self._fresh(text)
+            for (who, _), handle in zip(order, handles, strict=True):
+                sides[who] = self._admit(handle)
                 self._bench.warm_up(sides[who])
             return [self._bench.block(sides["old"], sides["new"]) for _ in range(count)]
         finally:
             for side in sides.values():
-                side.close()
+                side.exam.close()
+            for handle in handles:
+                handle.close()
 
     def _drop(self, name: str) -> None:
         self._warm.pop(name).close()

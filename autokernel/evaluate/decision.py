@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 FIRST_LOOK, LAST_LOOK = 4, 8  # pairs
 FIRST_CONFIDENCE, LAST_CONFIDENCE = 0.99, 0.96  # two-sided; a null candidate passes either with 2.5 % at the most
-FUTILE_CONFIDENCE = 0.7  # of the interval that must reach the gain at the first look for the second to be worth it
+FUTILE_MARGIN = 0.005  # beyond the least gain: what the mean must show at the first look to be worth the second
 SLOWER_LIMIT = math.log(0.98)  # no real workload may be confirmed more than 2 % slower
 
 
@@ -90,7 +90,7 @@ def confirm(pairs: Sequence[Sequence[Block]], min_gain: float) -> Outcome:
     bounds = f"[{percent(overall.low)}, {percent(overall.high)}] over {len(pairs)} fresh pairs"
     if overall.low > needed:
         return Outcome(True, True, f"{percent(overall.mean)} faster, {bounds}", overall)
-    if overall.high < needed or (not last and interval(middles, FUTILE_CONFIDENCE).high < needed):
+    if overall.high < needed or (not last and overall.mean < needed + FUTILE_MARGIN):
         return Outcome(True, False, f"not faster: {percent(overall.mean)}, {bounds}", overall)
     return Outcome(last, False, f"ambiguous: {percent(overall.mean)}, {bounds}", overall)
 

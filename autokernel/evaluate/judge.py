@@ -71,7 +71,8 @@ class Judge:
             exam.run_all(target.workloads, secrets.randbits(60), clock.stage)
             clock.stage("timing", 0, 1)
             contest = self._contest_of(target, problem)
-            side = contest.admit(exam)
+            handle.close()
+            side = contest.admit(source)
             measurements = contest.measure(side, baselines=baselines, thorough=thorough)
             if incumbent is not None:
                 comparison = contest.compare(side, source, incumbent, self.min_gain, clock.stage)
@@ -86,6 +87,8 @@ class Judge:
                 exam.close()
             if handle is not None:
                 handle.close()
+            if side is not None:
+                side.close()
             if source != incumbent:
                 self._workshop.forget(source)
             gc.collect()

@@ -120,6 +120,7 @@ def runner_process(message: Mapping[str, Any], fd: int, namespaced: bool, serve:
     os.environ.clear()
     os.environ.update(message["environment"])
     os.chdir(scratch)
+    sandbox.steady_malloc()
     levels = {"pid": namespaced}
     if message["confine"]:
         levels |= sandbox.enter([scratch, cache], message["memory_bytes"])

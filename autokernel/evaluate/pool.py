@@ -48,8 +48,17 @@ class Handle:
         self, op: str, fields: Mapping[str, Any] | None = None, fds: Sequence[int] = (), deadline_s: float = 30.0
     ) -> dict[str, Any]:
         """The answer to one request. Raises RunnerFailed; after "late" or "died" the runner is gone."""
+        self.post(op, fields, fds)
+        return self.wait(op, deadline_s)
+
+    def post(self, op: str, fields: Mapping[str, Any] | None = None, fds: Sequence[int] = ()) -> None:
+        """Send a request whose answer ``wait`` will bring: two runners can so be at work at once."""
+        with contextlib.suppress(PeerGone, PeerLate):  # wait finds the channel closed, and says how it ended
+            self._channel.send({"op": op, **(fields or {})}, fds)
+
+    def wait(self, op: str, deadline_s: float) -> dict[str, Any]:
+        """The answer to the request that was posted. Raises RunnerFailed."""
         try:
-            self._channel.send({"op": op, **(fields or {})}, fds, timeout_s=deadline_s)
             answer, _ = self._channel.receive(deadline_s)
         except PeerLate:
             tail = self.log_tail()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from autokernel import registry
@@ -26,17 +27,28 @@ class Workshop:
 
     def start(self, source: str, backend: str) -> Handle:
         """A runner that has loaded ``source``. Raises Failed (BUILD, TIMEOUT or CRASH)."""
+        return self.start_all([source], backend)[0]
+
+    def start_all(self, sources: Sequence[str], backend: str) -> list[Handle]:
+        """Runners that have loaded these sources, side by side. Raises Failed when one of them does not load."""
+        handles = [self._spawn(source, backend) for source in sources]
+        try:
+            for handle, source in zip(handles, sources, strict=True):
+                handle.post("load", {"source": source, "threads": self.threads})
+            for handle in handles:
+                handle.wait("load", BUILD_S)
+        except RunnerFailed as failure:
+            for handle in handles:
+                handle.close()
+            raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
+        return handles
+
+    def _spawn(self, source: str, backend: str) -> Handle:
         cache = self._cache_of(source)
         cache.mkdir(parents=True, exist_ok=True)
         environment = registry.load("backends", backend).environment(str(cache))
         memory_bytes = RUNNER_MEMORY_BYTES if self.device == "cpu" else None
-        handle = self._nursery.spawn(cache, environment, memory_bytes=memory_bytes)
-        try:
-            handle.ask("load", {"source": source, "threads": self.threads}, deadline_s=BUILD_S)
-        except RunnerFailed as failure:
-            handle.close()
-            raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
-        return handle
+        return self._nursery.spawn(cache, environment, memory_bytes=memory_bytes)
 
     def start_baseline(self, name: str, problem: str) -> Handle:
         """A runner of a problem's "eager", "library" or "compile": our own code, not confined. Raises RunnerFailed."""
