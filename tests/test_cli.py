@@ -57,7 +57,7 @@ def invoke(*arguments: str) -> Any:
 def command(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     line = [sys.executable, "-m", "autokernel", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options)
 
 
@@ -334,7 +334,7 @@ def test_a_run_is_stopped_by_a_signal_and_goes_on_from_there(tmp_path: Path) -> 
     """The whole job: profile, extract, experiments; SIGTERM ends it with 143, and the same command again resumes."""
     (tmp_path / "tiny.py").write_text(TINY_MODEL)
     line = [sys.executable, "-m", "autokernel", "run", "tiny.py", "--budget", "5m", "--max-experiments", "3"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     process = subprocess.Popen(
         line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

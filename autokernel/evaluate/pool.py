@@ -128,6 +128,7 @@ class Nursery:
             "GOMP_SPINCOUNT": "20000",  # idle threads of one side must be asleep when the other's turn begins
             "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool: a nursery must fork from a single thread
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a look for GPUs must not open CUDA before the fork
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             **environment,
         }
