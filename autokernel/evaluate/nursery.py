@@ -85,9 +85,10 @@ def reaper(message: Mapping[str, Any], fd: int, namespaced: bool, serve: Any) ->
     """First process of the runner's namespace: start the runner, wait for it, end with everything that is left."""
     sandbox.die_with_parent()
     os.setsid()
+    levels = {"pid": namespaced, "proc": namespaced and sandbox.own_proc()}
     pid = os.fork()
     if pid == 0:
-        runner_process(message, fd, namespaced, serve)
+        runner_process(message, fd, levels, serve)
     os.close(fd)
     code = 0
     while True:
@@ -105,7 +106,7 @@ def reaper(message: Mapping[str, Any], fd: int, namespaced: bool, serve: Any) ->
     os._exit(code)
 
 
-def runner_process(message: Mapping[str, Any], fd: int, namespaced: bool, serve: Any) -> None:
+def runner_process(message: Mapping[str, Any], fd: int, levels: dict[str, bool], serve: Any) -> None:
     """The runner itself: own session, own log, scrubbed environment, confined; then the conversation."""
     sandbox.die_with_parent()
     os.setpgid(0, 0)
@@ -121,9 +122,8 @@ def runner_process(message: Mapping[str, Any], fd: int, namespaced: bool, serve:
     os.environ.update(message["environment"])
     os.chdir(scratch)
     sandbox.steady_malloc()
-    levels = {"pid": namespaced}
     if message["confine"]:
-        levels |= sandbox.enter([scratch, cache], message["memory_bytes"])
+        levels = {**levels, **sandbox.enter([scratch, cache], message["memory_bytes"])}
     channel = Channel(socket.socket(fileno=channel_fd))
     with contextlib.suppress(PeerGone):
         channel.send({"ok": True, "levels": levels})

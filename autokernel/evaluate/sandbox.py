@@ -2,6 +2,7 @@
 
 Levels, each reported by name and recorded in the environment of every verdict:
   pid       a PID namespace of its own: when the runner ends, so does everything it ever started
+  proc      a /proc that shows only the processes of that namespace
   net       a network namespace with no interface that is up
   landlock  writes only below the scratch and cache folders (and to devices)
   limits    memory, file size, core dumps, and (for other users than root) processes
@@ -24,7 +25,8 @@ import struct
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER = 0x40000000, 0x20000000, 0x10000000
+CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWNS = 0x40000000, 0x20000000, 0x00020000
+MS_REC, MS_PRIVATE, MS_NOSUID_NODEV_NOEXEC = 0x4000, 1 << 18, 2 | 4 | 8
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_PERTURB = -1, -3, -6  # of mallopt
 
@@ -47,6 +49,15 @@ def scrubbed_environment() -> dict[str, str]:
 def unshare(flags: int) -> bool:
     """unshare(2); False when the kernel refuses."""
     return int(_libc.unshare(flags)) == 0
+
+
+def own_proc() -> bool:
+    """In the first process of a PID namespace: a /proc of its own. CUDA does not start under another namespace's."""
+    if not unshare(CLONE_NEWNS):
+        return False
+    private = _libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0
+    mounted = _libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(MS_NOSUID_NODEV_NOEXEC), None) == 0
+    return bool(private and mounted)
 
 
 def set_namespace(fd: int, kind: int) -> bool:

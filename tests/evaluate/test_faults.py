@@ -133,7 +133,7 @@ def test_verdicts_neither_leak_descriptors_nor_memory(judge_without_policy: Judg
 
 
 def test_a_compiler_error_is_told_in_one_line_with_its_log(judge: JudgeClient) -> None:
-    source = cpp_source().replace("void launch(TensorView x", "void launch(nothing x")
+    source = cpp_source().replace("1.0f / std::sqrt", "nothing / std::sqrt")
     verdict = judge.evaluate(Assignment(target("cpp"), source, baselines=False)).verdict
     assert verdict.status is Status.BUILD
     assert "nothing" in verdict.reason
