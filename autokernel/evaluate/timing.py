@@ -170,9 +170,6 @@ class Bench:
         for index in range(len(self.rotations)):
             self._turn(side, index)
 
-    def shuffled(self, items: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        return self.rng.sample(list(items), len(items))
-
     def check(self, side: Side, index: int, which: int) -> None:
         """The output of the last timed call must be right for what its inputs are now. Raises Failed."""
         rotation = self.rotations[index]
