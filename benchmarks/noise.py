@@ -1,7 +1,7 @@
 """How often does the judge keep nothing, and how often does it keep something? Measured, not assumed.
 
-A/A: the incumbent's own source with a new comment, judged as any candidate is. Power: the incumbent does a known share
-more work (that share of the rows is computed twice) than the candidate. Run it on an otherwise idle machine:
+A/A: the incumbent's own source with a new comment, judged as any candidate is. Power: the incumbent spends a known
+share of its own time on nothing, and the candidate does not. Run it on an otherwise idle machine:
 
     python benchmarks/noise.py --aa 100 --power 30 --gain 0.05 --json noise.json
 """
@@ -27,16 +27,24 @@ CASES = {
     "rmsnorm 64x256 fp32": Workload({"R": 64, "C": 256}, "fp32", scalars={"eps": 1e-6}),
     "rmsnorm 4096x1024 fp32": Workload({"R": 4096, "C": 1024}, "fp32", scalars={"eps": 1e-6}),
 }
-LOOP = "for (int64_t r = 0; r < rows; ++r) {"
+LAUNCH = "void launch(TensorView x, TensorView weight, TensorView y, double eps) {"
+DRAG = """
+#include <chrono>
+struct Drag {  // spends a share of what the call took on nothing
+  std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+  ~Drag() {
+    const auto end = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - end < (end - begin) * SHARE) {}
+  }
+};
+"""
 
 
 def with_extra_work(source: str, share: float) -> str:
-    """The kernel with this share of its rows computed twice."""
-    if source.count(LOOP) != 1:
-        raise SystemExit(f"expected one loop `{LOOP}` in the rmsnorm starter; found {source.count(LOOP)}")
-    total = f"rows + int64_t(rows * {share})"
-    again = f"for (int64_t i = 0; i < {total}; ++i) {{\n    const int64_t r = i < rows ? i : i - rows;"
-    return source.replace(LOOP, again)
+    """The kernel, slower by this share of its own time."""
+    if source.count(LAUNCH) != 1:
+        raise SystemExit(f"expected `{LAUNCH}` once in the rmsnorm starter; found it {source.count(LAUNCH)} times")
+    return source.replace(LAUNCH, f"{DRAG.replace('SHARE', str(share))}\n{LAUNCH}\n  Drag drag;")
 
 
 def summary(name: str, evaluations: list[Evaluation]) -> dict[str, object]:

@@ -4,7 +4,7 @@ Levels, each reported by name and recorded in the environment of every verdict:
   pid       a PID namespace of its own: when the runner ends, so does everything it ever started
   proc      a /proc that shows only the processes of that namespace
   net       a network namespace with no interface that is up
-  landlock  writes only below the scratch and cache folders (and to devices)
+  landlock  writes only below the scratch and cache folders (and to devices and its own /proc entries)
   limits    memory, file size, core dumps, and (for other users than root) processes
   privs     no new privileges by exec
 A level that the kernel refuses is reported as False, never passed over in silence.
@@ -97,7 +97,10 @@ def landlock_abi() -> int:
 
 
 def confine_writes(folders: list[Path]) -> bool:
-    """From now on nothing outside ``folders`` and /dev can be created, written or removed. False: not available."""
+    """From now on nothing outside ``folders`` can be created, written or removed. False: not available.
+
+    Devices and the process's own /proc entries stay writable: CUDA does not start without them.
+    """
     abi = landlock_abi()
     if abi == 0:
         return False
@@ -108,7 +111,8 @@ def confine_writes(folders: list[Path]) -> bool:
         return False
     device_rights = (_WRITE_FILE | (_TRUNCATE if abi >= 3 else 0)) & rights
     try:
-        for folder, allowed in [*((f, rights) for f in folders), (Path("/dev"), device_rights)]:
+        inside = [*((f, rights) for f in folders), (Path("/dev"), device_rights), (Path("/proc/self"), device_rights)]
+        for folder, allowed in inside:
             fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, fd))
             added = _libc.syscall(SYS_LANDLOCK_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
