@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import psutil
 
-from autokernel.types import AutokernelError, Missing
+from autokernel.extension import Missing
+from autokernel.types import AutokernelError
 
 State = Literal["ok", "note", "missing", "fatal"]
 SHM_WANTED_BYTES = 1 << 30  # inputs and outputs of the judge lie in shared memory

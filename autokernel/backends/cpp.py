@@ -17,7 +17,7 @@ from pathlib import Path
 
 from autokernel.assets import cache_folder
 from autokernel.backends._policy import TORCH_ALLOCATION, refusal
-from autokernel.types import Missing
+from autokernel.extension import Missing
 
 # Parsing the binding's headers is most of a small kernel's build (1.3 s, of which 0.8 s here on a 2-core EPYC), so
 # they are precompiled once for the flags that starters use. Other flags fall back to the headers as text.

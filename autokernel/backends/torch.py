@@ -6,7 +6,7 @@ import ast
 from collections.abc import Sequence
 
 from autokernel.backends._policy import refusal
-from autokernel.types import Missing
+from autokernel.extension import Missing
 
 
 class TorchBackend:

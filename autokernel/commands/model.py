@@ -97,7 +97,7 @@ def run_worker(model: str, out: Path, quiet: bool, **options: Any) -> Mapping[st
     if options["trace"]:
         arguments += ["--trace", str(options["trace"])]
     with open_display(quiet=quiet) as display:
-        workspace._work([sys.executable, "-m", "autokernel.regions.worker", *arguments], out, display.on_event)
+        workspace.work([sys.executable, "-m", "autokernel.regions.worker", *arguments], out, display.on_event)
     return workspace.read_json(out / "profile.json")
 
 

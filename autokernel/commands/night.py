@@ -58,7 +58,6 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
         seconds=options.pop("move_on_time"),
         speedup=options.pop("move_on_speedup"),
     )
-    options["results_dir"] = options["results_dir"].absolute()
     chosen = session.RunOptions(model=path, move_on=rules, budget_s=options.pop("budget"), **options)
     with open_display(plain, quiet) as display:
         summary = session.start(chosen, display)

@@ -14,10 +14,11 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 
+from autokernel.extension import Brief, Proposal
 from autokernel.proposers import _tune
 from autokernel.proposers._tune import Constant, Value
 from autokernel.proposers.recipes import recipes
-from autokernel.types import Brief, Experiment, Proposal, source_id
+from autokernel.types import Experiment, source_id
 
 _WORSE = -0.01  # log ratio under which a direction is given up
 _SAME = 0.004  # log ratio within which a constant seems not to matter

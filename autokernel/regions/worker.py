@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autokernel import hardware
+from autokernel.evaluate.sandbox import die_with_parent
 from autokernel.regions import capture, extractor, match, model, profiler, rank
 from autokernel.types import DTYPES, AutokernelError
 
@@ -27,6 +28,8 @@ Emit = Callable[..., None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    if arguments is None:  # as a process: whoever asked may be killed, and nobody else waits for the answer
+        die_with_parent()
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries and the model may print: events have a channel of their own
 

@@ -8,22 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from autokernel.extension import Brief, Proposal, Proposer, ProposerUnavailable, Strategy
 from autokernel.run.events import ExperimentKind, Note, Observer, Waiting
 from autokernel.run.ledger import Ledger
 from autokernel.run.limits import Limits
-from autokernel.types import (
-    Brief,
-    Candidate,
-    Cost,
-    Experiment,
-    Measurements,
-    Proposal,
-    Proposer,
-    ProposerUnavailable,
-    Strategy,
-    Target,
-    source_id,
-)
+from autokernel.types import Candidate, Cost, Experiment, Measurements, Target, source_id
 
 _DUPLICATES = 3  # in a row: then the proposer has nothing new for this target
 

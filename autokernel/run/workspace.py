@@ -25,6 +25,7 @@ VERSION = 1
 def folder_of(results: Path, model: Path, device: str, name: str | None, fresh: bool) -> Path:
     """Where this run lives: ``results/<name>``, or with ``fresh`` the first of name, name-2, ... that is free."""
     name = name or f"{model.stem}-{device.replace(':', '')}"
+    results = results.absolute()  # git's object store takes no relative path
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise AutokernelError(f"--run '{name}': the name of one folder under {results} was expected")
     if not fresh or not (results / name).exists():
@@ -159,7 +160,7 @@ def profile(folder: Path, arguments: list[str], on_event: Callable[[ProfileProgr
     with told(folder):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-    _work([sys.executable, "-m", "autokernel.regions.worker", *arguments, "--out", str(out)], out, on_event)
+    work([sys.executable, "-m", "autokernel.regions.worker", *arguments, "--out", str(out)], out, on_event)
     targets = read_json(out / "profile.json").get("targets")
     if not targets:
         raise AutokernelError(
@@ -173,7 +174,7 @@ def profile(folder: Path, arguments: list[str], on_event: Callable[[ProfileProgr
         shutil.rmtree(out, ignore_errors=True)
 
 
-def _work(command: list[str], scratch: Path, on_event: Callable[[ProfileProgress], None]) -> None:
+def work(command: list[str], scratch: Path, on_event: Callable[[ProfileProgress], None]) -> None:
     """Runs the worker to its end, passing its progress on; its process group dies with us."""
     failure, errors = "", scratch / "stderr"
     with errors.open("wb") as stderr:

@@ -7,11 +7,11 @@ import math
 
 import pytest
 
+from autokernel.extension import Brief
 from autokernel.proposers import _tune
 from autokernel.proposers.playbook import Playbook, create
 from autokernel.registry import load
 from autokernel.types import (
-    Brief,
     Candidate,
     Comparison,
     Experiment,

@@ -18,10 +18,11 @@ from scripted_night import (
 )
 
 from autokernel.evaluate.client import JudgeFailed
+from autokernel.extension import Proposal, ProposerUnavailable
 from autokernel.run import history
 from autokernel.run.events import ExperimentDone, MovedOn, Note, TargetChosen, Waiting
 from autokernel.run.orchestrator import MoveOn
-from autokernel.types import AutokernelError, Cost, Proposal, ProposerUnavailable, Verdict
+from autokernel.types import AutokernelError, Cost, Verdict
 
 
 class Lines:

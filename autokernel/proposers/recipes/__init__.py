@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 
-from autokernel.types import Brief
+from autokernel.extension import Brief
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 
+from autokernel.extension import Brief
 from autokernel.proposers._tune import span
 from autokernel.proposers.recipes import Recipe
-from autokernel.types import Brief
 
 _LOOP = re.compile(r"^(?P<indent>[ \t]*)for \((?:[^()]|\([^()]*\))*\)(?P<body>.*)$")
 

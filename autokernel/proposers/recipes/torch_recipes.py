@@ -6,9 +6,9 @@ import ast
 import re
 from collections.abc import Callable
 
+from autokernel.extension import Brief
 from autokernel.proposers._tune import span
 from autokernel.proposers.recipes import Recipe
-from autokernel.types import Brief
 
 # KERNEL_TYPE -> one expression over the signature's names that is a single library call
 _LIBRARY = {
