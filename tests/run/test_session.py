@@ -153,13 +153,13 @@ def test_names_of_runs(tmp_path):
 )
 def test_a_profiler_that_fails_says_why(tmp_path, script, told):
     with pytest.raises(AutokernelError, match=told):
-        workspace._work([sys.executable, "-c", script], tmp_path, lambda event: None)
+        workspace.work([sys.executable, "-c", script], tmp_path, lambda event: None)
 
 
 def test_what_a_model_prints_is_not_taken_for_progress(tmp_path):
     script = 'print(\'hello\'); print(\'[1]\'); print(\'{"event": "time", "message": "m", "done": 1, "of": 2}\')'
     events: list[ProfileProgress] = []
-    workspace._work([sys.executable, "-c", script], tmp_path, events.append)
+    workspace.work([sys.executable, "-c", script], tmp_path, events.append)
     assert events == [ProfileProgress("time", "m", 1, 2)]
 
 
