@@ -24,7 +24,7 @@ from autokernel.evaluate.decision import (
 )
 from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.evaluate.stages import Examination, Failed, failure_status
-from autokernel.evaluate.timing import Bench, Side
+from autokernel.evaluate.timing import Bench, RivalFailed, Side
 from autokernel.evaluate.workshop import Workshop
 from autokernel.hardware import Hardware
 from autokernel.types import Comparison, Measurements, Problem, Status, Target, source_id
@@ -58,10 +58,7 @@ class Contest:
         side = self._fresh(source)
         try:
             self._bench.calibrate(side, self._warm.values())
-        except RunnerFailed as failure:
-            side.close()
-            raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
-        except Failed:
+        except (Failed, RivalFailed):
             side.close()
             raise
         return side
@@ -143,7 +140,7 @@ class Contest:
                 self.baselines_missing[name] = failure.reason
                 continue
             try:
-                side = self._bench.admit(handle, Examination(self.problem, handle, self._workshop.device, None))
+                side = self._bench.admit(handle, self._exam(handle), rival=f"baseline '{name}'")
                 for ids in side.ids:  # the first call of a shape compiles
                     handle.ask("time", {"order": ids[:1]}, deadline_s=COMPILE_BASELINE_S)
                 self._warm[name] = side
@@ -158,19 +155,23 @@ class Contest:
         for other in [n for n in self._warm if n.startswith("incumbent ") and n != name]:
             self._drop(other)
         if name not in self._warm:
-            self._warm[name] = self._fresh(source)
+            self._warm[name] = self._fresh(source, rival="incumbent")
         return self._warm[name]
 
-    def _fresh(self, source: str) -> Side:
-        """A new runner of a source that has passed before. Raises Failed."""
-        return self._admit(self._workshop.start(source, self.target.backend))
+    def _fresh(self, source: str, rival: str = "") -> Side:
+        """A new runner of a source that has passed before. Raises Failed, or RivalFailed of a rival."""
+        return self._admit(self._workshop.start(source, self.target.backend), rival)
 
-    def _admit(self, handle: Handle) -> Side:
+    def _admit(self, handle: Handle, rival: str) -> Side:
         try:
-            return self._bench.admit(handle, Examination(self.problem, handle, self._workshop.device, None))
+            return self._bench.admit(handle, self._exam(handle), rival)
         except RunnerFailed as failure:
             handle.close()
-            raise Failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
+            side = Side(handle, self._exam(handle), rival)
+            raise side.failed(failure_status(failure, Status.CRASH), failure.reason, failure.log_tail) from None
+
+    def _exam(self, handle: Handle) -> Examination:
+        return Examination(self.problem, handle, self._workshop.device, None)
 
     def _pair(self, source: str, incumbent: str, count: int, *, new_first: bool) -> list[Block]:
         """Blocks of one freshly started runner of each side.
@@ -185,7 +186,7 @@ class Contest:
         sides: dict[str, Side] = {}
         try:
             for (who, _), handle in zip(order, handles, strict=True):
-                sides[who] = self._admit(handle)
+                sides[who] = self._admit(handle, "incumbent" if who == "old" else "")
                 self._bench.warm_up(sides[who])
             return [self._bench.block(sides["old"], sides["new"]) for _ in range(count)]
         finally:

@@ -89,6 +89,7 @@ class Runner:
         """Map sets of inputs, all of one layout, that lie one after the other behind one descriptor."""
         (fd,) = fds
         raw = map_readable(fd, message["nbytes"])
+        os.close(fd)  # the mapping holds the file
         for position, key in enumerate(message["ids"]):
             mapped = tensors_of(raw, message["layout"], position * message["set_bytes"])
             self.mapped[key] = mapped
@@ -115,6 +116,7 @@ class Runner:
         """Map the memory in which results are handed back."""
         (fd,) = fds
         self.output_bytes = map_writable(fd, message["nbytes"])
+        os.close(fd)
         return {}
 
     def poison(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def serve(channel: Channel, device: str, scratch: Path) -> None:
     torch.set_grad_enabled(False)
     gc.collect()
     gc.freeze()
-    gc.disable()  # collections are run between requests, never inside a timed one
+    gc.disable()  # no collection falls into a timed call; a runner does not live long enough to need one
     while True:
         message, fds = channel.receive()
         handler = getattr(runner, message["op"])
@@ -204,8 +206,6 @@ def serve(channel: Channel, device: str, scratch: Path) -> None:
         except Exception as error:  # the boundary: whatever a candidate raises becomes a message
             answer = {"ok": False, "message": describe(error), "traceback": traceback.format_exc()[-TRACEBACK_CHARS:]}
         channel.send(answer)
-        if message.get("collect"):
-            gc.collect()
 
 
 def describe(error: BaseException) -> str:

@@ -80,15 +80,28 @@ class Rotation:
         return InputSets([[relaid(t, strides[n]) if n in strides else t for n, t in each] for each in rolled])
 
 
+class RivalFailed(Exception):
+    """A runner that the candidate is measured against failed: not the candidate's doing, and no verdict on it."""
+
+
 @dataclasses.dataclass
 class Side:
-    """One runner in a comparison, with the ids under which it knows each rotation's sets."""
+    """One runner in a comparison, with the ids under which it knows each rotation's sets. ``rival`` names what the
+    candidate is measured against; empty for the candidate itself.
+    """
 
     handle: Handle
     exam: Examination
+    rival: str = ""
     ids: list[list[int]] = dataclasses.field(default_factory=list)
     disturbed_turns: int = 0
     turns: int = 0
+
+    def failed(self, status: Status, reason: str, log_tail: str = "") -> Failed | RivalFailed:
+        """What a failure of this runner means: a verdict on the candidate, or none."""
+        if self.rival:
+            return RivalFailed(f"the {self.rival} failed: {status.value}, {reason}")
+        return Failed(status, reason, log_tail)
 
     def close(self) -> None:
         """End the runner."""
@@ -109,16 +122,16 @@ class Bench:
         for rotation in self.rotations:
             rotation.close()
 
-    def admit(self, handle: Handle, exam: Examination) -> Side:
+    def admit(self, handle: Handle, exam: Examination, rival: str = "") -> Side:
         """Show a runner every set. Raises RunnerFailed."""
-        side = Side(handle, exam)
+        side = Side(handle, exam, rival)
         for rotation in self.rotations:
             side.ids.append(exam.show(rotation.inputs, rotation.scalars))
         return side
 
     def calibrate(self, side: Side, others: Iterable[Side]) -> None:
         """Choose the calls of a turn from this runner's own speed; where they want many more sets than there are, lay
-        out new ones and show them to this runner and to ``others``. Raises Failed, or RunnerFailed of another.
+        out new ones and show them to this runner and to ``others``. Raises Failed, or RivalFailed of another.
         """
         for index, rotation in enumerate(self.rotations):
             rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors))
@@ -127,8 +140,11 @@ class Bench:
             if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
                 rotation.grow(rotation.sets_for(wanted))
                 for each in (side, *others):
-                    each.handle.ask("forget", {"ids": each.ids[index]})
-                    each.ids[index] = each.exam.show(rotation.inputs, rotation.scalars)
+                    try:
+                        each.handle.ask("forget", {"ids": each.ids[index]})
+                        each.ids[index] = each.exam.show(rotation.inputs, rotation.scalars)
+                    except RunnerFailed as failure:
+                        raise each.failed(failure_status(failure, Status.CRASH), failure.reason) from None
             rotation.calls = min(wanted, len(rotation.inputs.tensors))
 
     def turn(self, side: Side, index: int) -> float:
@@ -157,7 +173,7 @@ class Bench:
             side.disturbed_turns += (side.handle.waited_ns() - waited) * 1e-9 > DISTURBED_SHARE * seconds
         except RunnerFailed as failure:
             status = failure_status(failure, Status.CRASH)
-            raise Failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
+            raise side.failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
         return seconds / rotation.calls, order[-1]
 
     def turn_and_check_all(self, side: Side) -> None:
@@ -179,10 +195,13 @@ class Bench:
         try:
             out = side.exam.fetch(want, Status.IMPLAUSIBLE, name)
         except RunnerFailed as failure:
-            raise Failed(failure_status(failure, Status.CRASH), f"{name}: {failure.reason}", failure.log_tail) from None
+            status = failure_status(failure, Status.CRASH)
+            raise side.failed(status, f"{name}: {failure.reason}", failure.log_tail) from None
+        except Failed as failure:
+            raise side.failed(failure.status, failure.reason, failure.log_tail) from None
         _, wrong = mismatch(out, want, self.problem.tolerances[rotation.work.dtype], statistical=False)
         if wrong:
-            raise Failed(Status.IMPLAUSIBLE, f"{name} returned something else than the work: {wrong}")
+            raise side.failed(Status.IMPLAUSIBLE, f"{name} returned something else than the work: {wrong}")
 
     def measure(self, sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, float]]]:
         """Microseconds a call by workload key, for each round of each side, sides in random order within a round."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autokernel.evaluate.client import Assignment, JudgeClient
+from autokernel.evaluate.client import Assignment, JudgeClient, JudgeFailed, JudgeOptions
 from autokernel.types import Status, Verdict
 
 from .conftest import HONEST, cpp_source, target, torch_source
@@ -103,8 +103,6 @@ def test_no_key_reaches_a_runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             Assignment(target("torch"), torch_source("import os\nraise ValueError(sorted(os.environ.items()))"))
         ).verdict
         assert verdict.status is Status.POLICY
-    from autokernel.evaluate.client import JudgeOptions
-
     with JudgeClient(tmp_path / "scratch", JudgeOptions(policy=False)) as judge:
         verdict = judged(judge, torch_source("import os\nraise ValueError(sorted(os.environ.items()))"))
     assert "PATH" in verdict.log_tail + verdict.reason
@@ -139,3 +137,14 @@ def test_a_compiler_error_is_told_in_one_line_with_its_log(judge: JudgeClient) -
     assert "nothing" in verdict.reason
     assert "\n" not in verdict.reason
     assert "nothing" in verdict.log_tail
+
+
+def test_an_incumbent_that_breaks_is_no_verdict_on_the_candidate(tmp_path: Path) -> None:
+    breaks = "import os\ncalls = []\n"
+    incumbent = HONEST.replace("\n\ndef", f"\n{breaks}\n\ndef").replace(
+        "    wide =", "    calls.append(1)\n    if len(calls) > 3:\n        os.abort()\n    wide ="
+    )
+    with JudgeClient(tmp_path / "scratch", JudgeOptions(policy=False)) as judge:
+        with pytest.raises(JudgeFailed, match="the incumbent failed: CRASH"):
+            judge.evaluate(Assignment(target("torch"), HONEST, incumbent=incumbent, baselines=False))
+        assert judge.evaluate(Assignment(target("torch"), HONEST, baselines=False)).verdict.status is Status.PASS
