@@ -7,24 +7,63 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from autokernel.types import AutokernelError, Cost, Experiment, Measurements, Target
+from autokernel.types import AutokernelError, Cost, Experiment, Measurements, Target, Verdict
+
+Exchange = Mapping[str, Any]  # one question to a model and its answer, JSON, without any secret
 
 
-class ProposerUnavailable(AutokernelError):
+class Unanswered(AutokernelError):
+    """A proposer that gave no proposal, and what asking cost all the same."""
+
+    def __init__(self, reason: str, cost: Cost | None = None, exchanges: Sequence[Exchange] = ()) -> None:
+        super().__init__(reason)
+        self.cost = cost or Cost()
+        self.exchanges = tuple(exchanges)
+
+
+class ProposerUnavailable(Unanswered):
     """The proposer cannot answer now (network, rate limit): the run waits, asks again, and spends no experiment."""
 
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        super().__init__(reason)
+    def __init__(
+        self, reason: str, retry_after_s: float, cost: Cost | None = None, exchanges: Sequence[Exchange] = ()
+    ) -> None:
+        super().__init__(reason, cost, exchanges)
         self.retry_after_s = retry_after_s
+
+
+class NothingUsable(Unanswered):
+    """The answer held no file that could be judged (a refusal, no edit, one that does not apply). The reason is told
+    to the proposer with the next brief; several in a row end the visit to this target.
+    """
+
+
+class ProposerFailed(Unanswered):
+    """The proposer will not answer again without its owner (a revoked key, no money left, an unknown model): the run
+    stops with this line, and the same command goes on once it is mended.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A proposal that failed and may be mended before it counts: attempt ``number`` of one experiment, from 1."""
+
+    source: str
+    idea: str
+    verdict: Verdict
+    number: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Brief:
-    """Everything a proposer is told. ``position`` holds the incumbent's last measurements; ``history`` holds this
-    target's experiments, oldest first; ``hardware`` is the device's description and measured ceilings; ``notes`` says
-    what became of earlier proposals that were not judged (a duplicate, for one).
+    """Everything a proposer is told. ``position`` holds the incumbent's last measurements and ``evidence`` what its
+    compiler and profiler reported (registers, spills, shared memory, occupancy); ``history`` holds this target's
+    experiments, oldest first; ``hardware`` is the device's description and measured ceilings; ``notes`` says what
+    became of earlier proposals that were not judged (a duplicate, for one); ``hints`` is what the owner wrote for
+    this night; ``failed`` asks for a mended version of that attempt. ``model`` is the name of the owner's model, and
+    ``seed`` differs between briefs that are in flight at the same time.
     """
 
     target: Target
@@ -34,23 +73,63 @@ class Brief:
     hardware: Mapping[str, Any]
     seed: int
     notes: Sequence[str] = ()
+    evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hints: str = ""
+    failed: Attempt | None = None
+    model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A whole new file and the idea behind it. None from ``propose`` means: nothing left to try on this target."""
+    """A whole new file and the idea behind it, and every exchange with a model that led to it. None from ``propose``
+    means: nothing left to try on this target.
+    """
 
     source: str
     idea: str
     cost: Cost = dataclasses.field(default_factory=Cost)
+    exchanges: Sequence[Exchange] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposerOptions:
+    """What the command line tells a proposer; each takes what it knows. None is the proposer's own default.
+
+    ``prices`` is a JSON file (model -> USD per million tokens); ``recorded`` is the folder of the run that a replay
+    repeats; ``brief_tokens`` bounds the text of a brief.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    effort: str | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    command: str | None = None
+    time_limit_s: float = 600.0
+    in_flight: int = 1
+    fix_attempts: int = 2
+    plan: bool = False
+    prices: Path | None = None
+    recorded: Path | None = None
+    brief_tokens: int = 24_000
 
 
 class Proposer(Protocol):
-    """One source of ideas. It keeps no state that ``brief.history`` does not give back: a resumed run goes on."""
+    """One source of ideas. It keeps no state that ``brief.history`` does not give back: a resumed run goes on.
+
+    ``in_flight`` is how many calls of ``propose`` it takes at the same time, each from a thread of its own (1: every
+    proposal needs the last verdict); ``fix_attempts`` is how often a candidate that failed comes back to it, as
+    ``brief.failed``, before it counts as reverted. A module of proposers defines ``create(options: ProposerOptions)``,
+    which raises AutokernelError for what cannot work (no key, no command).
+    """
 
     name: str
+    in_flight: int
+    fix_attempts: int
 
-    def propose(self, brief: Brief) -> Proposal | None: ...
+    def propose(self, brief: Brief) -> Proposal | None:
+        """Raises ProposerUnavailable, NothingUsable or ProposerFailed."""
+        ...
 
 
 class Strategy(Protocol):

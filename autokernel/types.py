@@ -251,6 +251,8 @@ class Measurements:
 class Verdict:
     """What the judge says of one candidate. ``stage`` is where it ended; ``errors`` maps "stage/case" to the largest
     error relative to its budget (1.0 is the limit); measurements exist if and only if the status is PASS.
+    ``evidence`` is what the compiler and the profiler say of its kernels, where they do: by kernel name, such as
+    {"softmax_kernel": {"registers": 40, "spill_bytes": 0, "shared_bytes": 1024, "occupancy": 0.75}}.
     """
 
     status: Status
@@ -261,6 +263,7 @@ class Verdict:
     log_tail: str = ""
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # where the time of the verdict went
+    evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.status is Status.PASS) != (self.measurements is not None):

@@ -14,7 +14,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 
-from autokernel.extension import Brief, Proposal
+from autokernel.extension import Brief, Proposal, ProposerOptions
 from autokernel.proposers import _tune
 from autokernel.proposers._tune import Constant, Value
 from autokernel.proposers.recipes import recipes
@@ -43,6 +43,8 @@ class Trial:
 
 class Playbook:
     name = "playbook"
+    in_flight = 1
+    fix_attempts = 0
 
     def propose(self, brief: Brief) -> Proposal | None:
         tried = {experiment.candidate.id for experiment in brief.history} | {source_id(brief.source)}
@@ -58,7 +60,7 @@ class Playbook:
         return None
 
 
-def create() -> Playbook:
+def create(options: ProposerOptions) -> Playbook:
     return Playbook()
 
 

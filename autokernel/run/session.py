@@ -14,6 +14,7 @@ from typing import Any
 
 from autokernel import registry
 from autokernel.evaluate.client import Assignment, Judge, JudgeClient, JudgeOptions
+from autokernel.extension import ProposerOptions
 from autokernel.run import history, loop, orchestrator, workspace
 from autokernel.run.brief import Desk
 from autokernel.run.events import HeadlineStarted, JudgeStage, Note, Observer, RunStarted, Stopped
@@ -41,6 +42,7 @@ class RunOptions:
     dtype: str = "fp32"
     backend: str | None = None
     proposer: str = "auto"
+    proposer_options: ProposerOptions = dataclasses.field(default_factory=ProposerOptions)
     strategy: str = "greedy"
     budget_s: float | None = None
     max_experiments: int | None = None
@@ -120,7 +122,9 @@ class Signals:
 def start(options: RunOptions, observer: Observer) -> Summary:
     """Runs, or resumes, until a limit, a signal, or nobody has an idea left. Raises AutokernelError: one clear line."""
     limits = Limits(options.budget_s, options.max_experiments, options.max_tokens, options.max_cost_usd)
-    proposer = registry.load("proposers", "playbook" if options.proposer == "auto" else options.proposer)()
+    proposer = registry.load("proposers", "playbook" if options.proposer == "auto" else options.proposer)(
+        options.proposer_options
+    )
     create_strategy = registry.load("strategies", options.strategy)
     known = registry.names("backends")
     native = "cpp" if options.device == "cpu" else "triton"

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from autokernel.extension import Brief
+from autokernel.extension import Brief, ProposerOptions
 from autokernel.proposers import _tune
 from autokernel.proposers.playbook import Playbook, create
 from autokernel.registry import load
@@ -73,8 +73,8 @@ def tune(kernel: str = KERNEL, most: int = 60, model=latency_us, target: Target 
     while len(history) <= most:
         source = strategy.ask(history)
         brief = Brief(target, source, history[-1].verdict.measurements, tuple(history), {}, seed=3)
-        proposal = create().propose(brief)
-        assert create().propose(brief) == proposal, "the same brief was answered in two ways"
+        proposal = create(ProposerOptions()).propose(brief)
+        assert create(ProposerOptions()).propose(brief) == proposal, "the same brief was answered in two ways"
         if proposal is None:
             break
         candidate = Candidate("softmax", proposal.source, source_id(source), proposal.idea, "playbook")

@@ -87,6 +87,8 @@ class ScriptedProposer:
     """Its n-th proposal for a target depends on n alone: some are faster, some slower, some fail."""
 
     name = "scripted"
+    in_flight = 1
+    fix_attempts = 0
 
     def __init__(self, least_us: float = 15.0) -> None:
         self._least_us = least_us

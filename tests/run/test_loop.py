@@ -29,6 +29,8 @@ class Lines:
     """Proposes given latencies in turn for the first target, and nothing for the others."""
 
     name = "lines"
+    in_flight = 1
+    fix_attempts = 0
 
     def __init__(self, *proposals: Proposal | Exception | None) -> None:
         self.left, self.briefs = list(proposals), []
