@@ -263,4 +263,4 @@ def test_recipes_are_tried_once_each_after_the_constants():
 
 
 def test_a_playbook_is_a_proposer_by_name():
-    assert load("proposers", "playbook")().name == Playbook.name == "playbook"
+    assert load("proposers", "playbook")(ProposerOptions()).name == Playbook.name == "playbook"
