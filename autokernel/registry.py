@@ -2,7 +2,8 @@
 
 ``names("problems")`` lists ``autokernel/problems/*.py``; ``load("problems", "rmsnorm")`` imports that file and returns
 its ``PROBLEM``. Anything that is not in the folder loads by dotted path (``my_package.my_module``), so that a
-third-party kernel type, backend, proposer or strategy plugs in without an edit here.
+third-party kernel type, backend, proposer or strategy plugs in without an edit here. A problem may also be the path of
+its owner's file (``/home/me/reference.py``): see ``autokernel/problems/_from_file.py`` for what it holds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def load(kind: str, name: str) -> Any:
 
     Raises AutokernelError with the nearest match when there is no such thing.
     """
+    if kind == "problems" and name.endswith(".py"):
+        return importlib.import_module("autokernel.problems._from_file").load(name)
     known = names(kind)
     if name in known:
         path = f"autokernel.{kind}.{name}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -144,6 +145,8 @@ class Problem:
     scalars: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)  # the signature's defaults
     edge_scalars: Sequence[Mapping[str, Scalar]] = ()  # further scalar values every kernel must handle
     deterministic: bool = True
+    dtypes: Sequence[DType] = DTYPES  # those that every kernel must handle
+    strided: bool = True  # whether it must also handle inputs that are not contiguous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +164,10 @@ class Region:
 class Target:
     """What one kernel file serves: a group of regions of one problem, its backend, and its share of the model's time.
 
-    ``eager_us`` is the time of these regions in one forward of the model as its owner wrote it; ``floor_us`` is the
-    roofline floor of the same work. ``share`` is a fraction of the forward, 0 to 1.
+    ``problem`` is a name, or the absolute path of a file that stands for one: a reference (``x.py``), or a bench
+    command of the owner's (``x.json``). ``eager_us`` is the time of these regions in one forward of the model as its
+    owner wrote it; ``floor_us`` is the roofline floor of the same work. ``share`` is a fraction of the forward, 0 to 1.
+    ``suffix`` is that of the kernel file: what a bench command builds need not be Python.
     """
 
     name: str
@@ -172,18 +177,32 @@ class Target:
     share: float
     eager_us: float
     floor_us: float
+    suffix: str = ".py"
 
     @property
     def file(self) -> str:
         """Path of the kernel file inside the workspace."""
-        return f"kernels/{self.name}.py"
+        return f"kernels/{self.name}{self.suffix}"
+
+    @property
+    def kernel_type(self) -> str:
+        """The problem as rows and a kernel file's KERNEL_TYPE name it: the stem, where the problem is a file."""
+        return os.path.splitext(os.path.basename(self.problem))[0] if is_file(self.problem) else self.problem
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "workloads": [w.to_json() for w in self.workloads]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Target:
-        return cls(**{**data, "workloads": tuple(Workload.from_json(w) for w in data["workloads"])})
+    def from_json(cls, data: Mapping[str, Any], folder: str | os.PathLike[str] = "") -> Target:
+        """The target of a JSON object; a problem that is a relative path lies below ``folder``, the workspace."""
+        problem = os.path.join(folder, data["problem"]) if is_file(data["problem"]) else data["problem"]
+        workloads = tuple(Workload.from_json(w) for w in data["workloads"])
+        return cls(**{**data, "problem": problem, "workloads": workloads})
+
+
+def is_file(problem: str) -> bool:
+    """Whether a problem's name is the path of a file that stands for it."""
+    return problem.endswith((".py", ".json"))
 
 
 # ---------------------------------------------------------------------------------------------- what is tried

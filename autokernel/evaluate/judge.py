@@ -133,8 +133,8 @@ def check_file(target: Target, source: str, *, policy: bool) -> None:
         for name in node.targets
         if isinstance(name, ast.Name)
     }
-    if (said.get("KERNEL_TYPE"), said.get("BACKEND")) != (target.problem, target.backend):
-        wanted = f"KERNEL_TYPE = {target.problem!r} and BACKEND = {target.backend!r}"
+    if (said.get("KERNEL_TYPE"), said.get("BACKEND")) != (target.kernel_type, target.backend):
+        wanted = f"KERNEL_TYPE = {target.kernel_type!r} and BACKEND = {target.backend!r}"
         raise Failed(
             Status.POLICY, f"expected {wanted}; the file says {said.get('KERNEL_TYPE')!r} and {said.get('BACKEND')!r}"
         )

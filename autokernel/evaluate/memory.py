@@ -19,7 +19,8 @@ import torch
 ALIGNMENT = 4096
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE = 1033, 2, 4, 16
 MAP_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0x8000)  # no page fault inside a timed call
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.int64)}
+_KNOWN = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+DTYPES = {str(d).removeprefix("torch."): d for d in _KNOWN}
 
 
 def extent(size: Sequence[int], stride: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ import torch
 from autokernel.evaluate.correctness import Expected, expected, mismatch
 from autokernel.evaluate.memory import Arena, InputSets, relaid
 from autokernel.evaluate.pool import Handle, RunnerFailed
-from autokernel.types import DTYPES, Dims, DType, Problem, Scalar, Status, Workload
+from autokernel.types import Dims, DType, Problem, Scalar, Status, Workload
 
 CALL_S = 20.0
 SMOKE_S = 10.0
@@ -67,8 +67,9 @@ class Examination:
         rng = random.Random(seed)
         generator = torch.Generator().manual_seed(seed)
         kind = torch.device(self.device).type
+        first = workloads[0].dtype if workloads else self.problem.dtypes[0]
         plan: dict[str, list[Case]] = {
-            "smoke": [self._case(self.problem.shapes[kind][0], workloads[0].dtype if workloads else "fp32")],
+            "smoke": [self._case(self.problem.shapes[kind][0], first)],
             "shapes": list(self._shape_cases(kind, workloads)),
             "stability": list(self._stability_cases()),
             "determinism": list(self._determinism_cases(kind, workloads)),
@@ -93,7 +94,7 @@ class Examination:
 
     def _shape_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
         for dims in self.problem.shapes[kind]:
-            for dtype in DTYPES:
+            for dtype in self.problem.dtypes:
                 yield self._case(dims, dtype)
         for work in workloads:
             case = self._case(work.dims, work.dtype, scalars=work.scalars)
@@ -101,7 +102,7 @@ class Examination:
 
     def _stability_cases(self) -> Iterator[Case]:
         for adversary in self.problem.adversarial:
-            for dtype in DTYPES:
+            for dtype in self.problem.dtypes:
                 case = self._case(adversary.dims, dtype, scalars=adversary.scalars)
                 yield dataclasses.replace(
                     case, name=f"{adversary.name} {dtype}", make=adversary.make, random_inputs=False
@@ -109,7 +110,7 @@ class Examination:
 
     def _determinism_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
         middle = self.problem.shapes[kind][len(self.problem.shapes[kind]) // 2]
-        for dtype in DTYPES:
+        for dtype in self.problem.dtypes:
             yield self._case(middle, dtype)
         small = [w for w in workloads if self.problem.flops(w) < 1e9][:1]
         for work in small:
@@ -118,17 +119,17 @@ class Examination:
 
     def _edge_cases(self, rng: random.Random) -> Iterator[Case]:
         for dims in self.problem.edge_shapes:
-            for dtype in DTYPES:
+            for dtype in self.problem.dtypes:
                 yield self._case(dims, dtype)
         base = self.problem.shapes["cpu"][len(self.problem.shapes["cpu"]) // 2]
         for scalars in self.problem.edge_scalars:
-            for dtype in DTYPES:
+            for dtype in self.problem.dtypes:
                 case = self._case(base, dtype, scalars=scalars)
                 yield dataclasses.replace(case, name=f"{case.name} {dict(scalars)}")
-        for dtype in DTYPES:
+        for dtype in self.problem.dtypes if self.problem.strided else ():
             yield dataclasses.replace(self._case(base, dtype), name=f"strided {dtype}", strides={"*": ()})
         for _ in range(HELD_OUT_SHAPES):
-            case = self._case(self.problem.held_out(rng), rng.choice(DTYPES))
+            case = self._case(self.problem.held_out(rng), rng.choice(self.problem.dtypes))
             yield dataclasses.replace(case, name=f"held-out {case.name}")
 
     # ------------------------------------------------------------------------------------------ one case

@@ -71,7 +71,7 @@ def row_of(experiment: Experiment, parent: str) -> Row:
         experiment=experiment.number,
         time=experiment.time,
         target=experiment.target.name,
-        problem=experiment.target.problem,
+        problem=experiment.target.kernel_type,
         backend=experiment.target.backend,
         proposer=experiment.candidate.author,
         idea=experiment.candidate.idea,
