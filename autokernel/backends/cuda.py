@@ -1,0 +1,223 @@
+"""CUDA C++ in a string of the file, built by ``tvm_ffi.cpp.load_inline`` with nvcc for the architecture of the device.
+
+What the compiler made of a kernel (registers, stack, shared memory) is read from the machine code in the library that
+was built, so that neither a log of the build nor a tool of the full CUDA toolkit (cuobjdump) is needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autokernel.backends._policy import TORCH_ALLOCATION, refusal
+from autokernel.extension import Missing
+from autokernel.types import AutokernelError
+
+GUIDE = """\
+CUDA C++ here: the file holds one source string, built by tvm_ffi.cpp.load_inline(cuda_sources=...) with nvcc for the
+device's own architecture (sm_90a on Hopper). Exported functions take tvm::ffi::TensorView; kernel_fn allocates outputs
+with torch.empty and does nothing else that computes. Launch on the stream that TVMFFIEnvGetStream gives.
+- Count bytes first. A row kernel is done when it moves each byte once: 16 bytes a thread and access (uint4), coalesced
+  across the warp, 4 or more independent loads in flight before the first is used, __ldcs / __stcs for what is touched
+  once. Check alignment where it matters; rows of odd length start anywhere.
+- Keep a row in registers between the passes over it (constant indices only: a run-time index moves the array to local
+  memory). Several rows a block where rows are short; several blocks a row where rows are few and long.
+- Reduce with __shfl_xor_sync inside a warp, then once through shared memory. No float atomics: results must repeat
+  bit for bit. Sums in float32. A maximum that may be -inf, a row that is all -inf, a NaN: all are tested.
+- fp32 problems are float32 arithmetic (FFMA), never TF32. --use_fast_math flushes denormals and breaks infinities.
+- Products in half precision: tiles of shared memory filled by cp.async in 3 or 4 stages, swizzled so that ldmatrix hits
+  all 32 banks, mma.sync with float32 accumulators. On Hopper wgmma with TMA and mbarriers, one producer warp; the
+  compiler's report must show HGMMA's registers without a spill.
+- Occupancy: registers a thread * threads a block against 65,536, shared memory a block against 227 KB on Hopper
+  (cudaFuncSetAttribute above 48 KB). Spilled registers cost more than occupancy gives. A grid smaller than the number
+  of multiprocessors leaves some idle: split rows, or the sum over k, and add the parts up in a fixed order.
+- Indices that multiply by a stride are int64_t. Shapes: empty, 1, 1023, 4097, odd strides, every dtype of the file.
+- Build time counts: few template instances, no torch headers, no thrust or cub unless it pays."""
+
+LIBRARIES = re.compile(
+    r"\b((?:cublas|cudnn|cufft|cusparse|cusolver|cutlass|cute|thrust|nvrtc|cuModule|cuLibrary)\w*)\s*(?:::|\(|/)"
+)
+
+
+class CudaBackend:
+    name = "cuda"
+    imports = frozenset({"__future__", "math", "torch", "tvm_ffi"})
+    devices = ("cuda",)
+    guide = GUIDE
+    aten: frozenset[str] | None = frozenset(
+        "empty empty_like empty_strided zeros zeros_like zero_ fill_ full full_like new_empty resize_ as_strided view "
+        "_unsafe_view reshape _reshape_alias alias transpose t permute unsqueeze squeeze slice select expand split "
+        "chunk contiguous clone copy_ _to_copy to detach unfold".split()
+    )
+
+    def missing(self) -> Sequence[Missing]:
+        nvcc = _nvcc()
+        needs = [
+            Missing(
+                "the CUDA compiler (nvcc)",
+                "install the CUDA toolkit of your driver's version, or set CUDA_HOME to where it lies",
+            )
+            if nvcc is None
+            else None,
+            Missing("a C++ compiler (c++), nvcc's host compiler", "apt-get install g++")
+            if not shutil.which("c++")
+            else None,
+            Missing("ninja", "pip install ninja") if not shutil.which("ninja", path=_path(None)) else None,
+        ]
+        return [need for need in needs if need]
+
+    def environment(self, cache: str) -> dict[str, str]:
+        nvcc = _nvcc()
+        appended = os.environ.get("NVCC_APPEND_FLAGS", "")
+        found = {
+            "TVM_FFI_CACHE_DIR": f"{cache}/tvm-ffi",
+            "TVM_FFI_GPU_BACKEND": "cuda",
+            "PATH": _path(nvcc),
+            # Machine code as it is, so that ``evidence`` can read it; the driver would inflate it at load anyway.
+            "NVCC_APPEND_FLAGS": f"{appended} -no-compress".strip(),
+            "CUDA_CACHE_PATH": f"{cache}/driver",
+        }
+        if nvcc is not None:
+            found["CUDA_HOME"] = str(nvcc.parent.parent)
+        target = architecture()
+        if target is not None:
+            found["TVM_FFI_CUDA_ARCH_LIST"] = target
+        return found
+
+    def check(self, tree: ast.Module) -> str | None:
+        refused = refusal(tree, self.imports, TORCH_ALLOCATION)
+        if refused:
+            return refused
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                library = LIBRARIES.search(node.value)
+                if library:
+                    name = library.group(1)
+                    return (
+                        f"line {node.lineno}: the embedded source uses {name}: the kernel's own code must do the work"
+                    )
+        return None
+
+    def evidence(self, cache: Path) -> Mapping[str, Mapping[str, int]]:
+        """What the compiler made of every kernel of the libraries built under ``cache``: by mangled kernel name,
+        ``registers`` a thread, ``spill_bytes`` (the stack frame of a thread: spilled registers and arrays that are
+        indexed at run time) and ``shared_bytes`` of static shared memory a block. Empty when nothing was built.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for library in sorted(cache.rglob("*.so")):
+            found.update(resources(library.read_bytes()))
+        return found
+
+
+def architecture() -> str | None:
+    """The device's architecture as tvm_ffi wants it: "8.0", "9.0a". $TVM_FFI_CUDA_ARCH_LIST when it is set; None
+    without a GPU. From 9.0 on with the "a": wgmma, setmaxnreg and their successors exist only there.
+    """
+    chosen = os.environ.get("TVM_FFI_CUDA_ARCH_LIST")
+    return chosen or _device_architecture()
+
+
+@functools.cache
+def _device_architecture() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+    except subprocess.TimeoutExpired as error:
+        raise AutokernelError(
+            "expected nvidia-smi to name the GPU's architecture, and it did not answer in 30 s: set "
+            "TVM_FFI_CUDA_ARCH_LIST (9.0a for an H100 or H200)"
+        ) from error
+    capability = re.match(r"(\d+)\.(\d+)\s*$", done.stdout.partition("\n")[0])
+    if done.returncode or capability is None:
+        return None
+    return f"{capability[1]}.{capability[2]}" + ("a" if int(capability[1]) >= 9 else "")
+
+
+def _nvcc() -> Path | None:
+    """nvcc of CUDA_HOME or CUDA_PATH, else of the PATH, else where the toolkit's installer puts it."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    for home in homes:
+        found = shutil.which("nvcc", path=str(Path(home) / "bin"))
+        if found:
+            return Path(found)
+    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    return Path(found).resolve() if found else None
+
+
+def _path(nvcc: Path | None) -> str:
+    """PATH with the interpreter's own folder first (ninja lies there when the environment is not activated)."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    return os.pathsep.join(folders if nvcc is None else [*folders, str(nvcc.parent)])
+
+
+# ------------------------------------------------------------------------------------------------- machine code
+
+EM_CUDA = 190
+ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+SECTION = struct.Struct("<IIQQQQIIQQ")
+SYMBOL = struct.Struct("<IBBHQQ")
+REGISTERS, FRAME_BYTES = 0x2F, 0x11  # attributes of .nv.info: (symbol, value) pairs
+VALUE_FOLLOWS = 4  # an attribute's format whose value has a length of its own; others take four bytes in all
+RESERVED_SHARED_BYTES = 1024  # the driver's own part of a block's, counted in where .nv.shared.reserved.0 exists
+
+
+def resources(data: bytes) -> dict[str, dict[str, int]]:
+    """Registers, stack and static shared memory of every kernel in an object or a library that nvcc wrote with
+    ``-no-compress``. Source of the layout: the ELF specification; .nv.info as ``ptxas -v`` confirms it.
+    """
+    found: dict[str, dict[str, int]] = {}
+    at = data.find(b"\x7fELF", 1)
+    while at >= 0:
+        header = ELF_HEADER.unpack_from(data, at) if at + ELF_HEADER.size <= len(data) else None
+        if header is not None and header[2] == EM_CUDA:
+            found.update(_cubin(data, at, header))
+        at = data.find(b"\x7fELF", at + 4)
+    return found
+
+
+def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[str, int]]:
+    sections = [SECTION.unpack_from(data, base + header[6] + i * header[11]) for i in range(header[12])]
+
+    def text(table: int, offset: int) -> str:
+        start = base + sections[table][4] + offset
+        return data[start : data.index(b"\0", start)].decode()
+
+    named = {text(header[13], section[0]): section for section in sections}
+    symbols = named.get(".symtab")
+    if symbols is None or ".nv.info" not in named:
+        return {}
+    kernels: dict[str, dict[str, int]] = {}
+    for attribute, value in _attributes(data[base + named[".nv.info"][4] :][: named[".nv.info"][5]]):
+        if attribute in (REGISTERS, FRAME_BYTES) and len(value) == 8:
+            symbol, amount = struct.unpack("<II", value)
+            entry = SYMBOL.unpack_from(data, base + symbols[4] + symbol * SYMBOL.size)
+            name = text(symbols[6], entry[0])
+            shared = named.get(f".nv.shared.{name}")
+            kernel = kernels.setdefault(name, {"registers": 0, "spill_bytes": 0, "shared_bytes": 0})
+            kernel["registers" if attribute == REGISTERS else "spill_bytes"] = amount
+            reserved = RESERVED_SHARED_BYTES if ".nv.shared.reserved.0" in named else 0
+            kernel["shared_bytes"] = max(0, shared[5] - reserved) if shared else 0
+    return kernels
+
+
+def _attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(info):
+        layout, attribute, length = struct.unpack_from("<BBH", info, at)
+        size = length if layout == VALUE_FOLLOWS else 0
+        yield attribute, info[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+BACKEND = CudaBackend()
