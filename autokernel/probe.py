@@ -65,7 +65,7 @@ def sandbox_levels() -> dict[str, Any]:
 
 
 def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> dict[str, Any]:
-    """The workloads to judge (the given ones, or the problem's largest own shapes in fp32) and their floor in µs."""
+    """The workloads to judge (the given ones, or the problem's largest own shapes in its first dtype) and their floor in µs."""
     from autokernel.hardware import measure
 
     problem: Problem = registry.load("problems", problem_name)
@@ -74,7 +74,7 @@ def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> di
         chosen = [Workload.from_json(w) for w in given]
     else:
         shapes = problem.shapes.get(kind) or problem.shapes["cpu"]
-        every = [Workload(dims=dims, dtype="fp32", scalars=problem.scalars) for dims in shapes]
+        every = [Workload(dims=dims, dtype=problem.dtypes[0], scalars=problem.scalars) for dims in shapes]
         chosen = sorted(every, key=problem.bytes)[-OWN_SHAPES:]
     ceilings = measure(device)
     floor_us = sum(w.count * ceilings.floor_us(problem.flops(w), problem.bytes(w), w.dtype) for w in chosen)

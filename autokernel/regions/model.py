@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -52,21 +53,21 @@ def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | No
     the user's own code raises.
     """
     where = _device(device)
-    namespace = _execute(path)
+    namespace = execute(path)
     for part in ("Model", "get_inputs"):
         if not callable(getattr(namespace, part, None)):
             raise AutokernelError(
                 f"{path} was expected to define class Model and get_inputs(); it has no {part}: see models/template.py"
             )
     _configure(namespace, path, settings or {})
-    with _user_code(path, "the constructor of Model"), where:
+    with user_code(path, "the constructor of Model"), where:
         torch.manual_seed(SEED)
         get_init_inputs = getattr(namespace, "get_init_inputs", list)
         module = namespace.Model(*get_init_inputs())
     if not isinstance(module, torch.nn.Module):
         raise AutokernelError(f"{path}: Model was expected to be a torch.nn.Module; it is a {type(module).__name__}")
     module = module.to(where, TORCH_DTYPES[dtype]).eval()
-    with _user_code(path, "get_inputs()"):
+    with user_code(path, "get_inputs()"):
         torch.manual_seed(SEED)
         inputs = namespace.get_inputs()
     if not isinstance(inputs, (list, tuple)):
@@ -76,9 +77,15 @@ def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | No
     model = LoadedModel(
         path.stem, path, module, tuple(_move(i, where, TORCH_DTYPES[dtype]) for i in inputs), where, dtype
     )
-    with _user_code(path, "Model.forward"):
+    with user_code(path, "Model.forward"):
         model.forward()
     return model
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """sha256, in hex, of the names and shapes of a model's parameters: what tells one architecture from another."""
+    named = sorted((name, tuple(each.shape)) for name, each in model.named_parameters())
+    return hashlib.sha256(repr(named).encode()).hexdigest()
 
 
 def _device(name: str) -> torch.device:
@@ -91,7 +98,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _execute(path: Path) -> ModuleType:
+def execute(path: Path) -> ModuleType:
     if not path.is_file():
         raise AutokernelError(f"a model file was expected at {path}; there is none: see models/template.py")
     name = f"autokernel_model_{path.stem}"
@@ -101,7 +108,7 @@ def _execute(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look a class's module up
     sys.path.append(str(path.resolve().parent))  # its neighbours can be imported, last, so that they shadow nothing
-    with _user_code(path, "the import"):
+    with user_code(path, "the import"):
         spec.loader.exec_module(module)
     return module
 
@@ -116,7 +123,7 @@ def _configure(namespace: ModuleType, path: Path, settings: Mapping[str, str]) -
     if not callable(configure):
         return
     values = {name: _convert(name, text, known[name].default) for name, text in settings.items()}
-    with _user_code(path, "configure()"):
+    with user_code(path, "configure()"):
         configure(**values)
 
 
@@ -146,7 +153,7 @@ def _move(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def _user_code(path: Path, what: str) -> Iterator[None]:
+def user_code(path: Path, what: str) -> Iterator[None]:
     """Anything may be raised by a model file: say what, and where in that file."""
     try:
         yield
