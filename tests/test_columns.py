@@ -20,12 +20,14 @@ PACKAGE = ROOT / "autokernel"
 GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "__init__")
 DAEMON = (
     "cli", "__main__", "commands", "display", "report", "present", "charts", "doctor", "kernelfile", "run", "proposers",
-    "strategies", "evaluate.client", "evaluate.protocol",
+    "guide", "strategies", "evaluate.client", "evaluate.protocol",
 )  # fmt: skip
+USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
+READ_BY_USER = ("run.history",)
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
-    "kernelfile": 2, "run": 1, "proposers": 1, "strategies": 1, "evaluate.client": 1, "evaluate.protocol": 0,
+    "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "evaluate.client": 1, "evaluate.protocol": 0,
 }  # fmt: skip
 
 
@@ -80,9 +82,12 @@ def offences(path: Path) -> list[str]:
             found.append(f"{path.name}:{line}: {module} imports {name}")
         if top != "autokernel" or not rest:
             continue
+        if room(module, ("__init__",)) and room(rest, USER):
+            continue  # the package's lazy façade: apply, restore, engagement
         if allowed_here and room(rest, allowed_here) is None:
             found.append(f"{path.name}:{line}: {module} imports {name}, across or up")
-        if not allowed_here and room(rest, tuple(d for d in DAEMON if d != "evaluate.protocol")) is not None:
+        shared = ("evaluate.protocol", *(READ_BY_USER if room(module, USER) else ()))
+        if not allowed_here and room(rest, shared) is None and room(rest, DAEMON) is not None:
             found.append(f"{path.name}:{line}: {module} imports {name} of the daemon column")
         here, there = room(module, DAEMON), room(rest, DAEMON)
         if here and there and HEIGHT[there] > HEIGHT[here]:
@@ -97,7 +102,7 @@ def test_no_arrow_runs_up_or_across(path: Path) -> None:
 
 def test_every_module_has_a_column() -> None:
     device = ("problems", "backends", "regions", "evaluate", "probe")
-    strays = [m for p in PACKAGE.rglob("*.py") if room(m := module_of(p), GROUND + DAEMON + device) is None]
+    strays = [m for p in PACKAGE.rglob("*.py") if room(m := module_of(p), GROUND + DAEMON + device + USER) is None]
     assert strays == []
 
 

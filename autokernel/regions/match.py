@@ -70,38 +70,49 @@ class _Found:
     taken: tuple[int, ...]  # positions of the window's inputs that the binding takes
 
 
+Known = dict[tuple[str, frozenset[str]], "_Found | None"]
+
+
 def match(captured: Capture, problems: Sequence[Problem] | None = None) -> list[Match]:
     """The regions of all graphs, disjoint, in execution order."""
-    if problems is None:
-        problems = [registry.load("problems", name) for name in registry.names("problems")]
-    known: dict[tuple[str, frozenset[str]], _Found | None] = {}
-    matches = []
-    for graph in captured.graphs:
-        position = {n: i for i, n in enumerate(graph.nodes)}
-        taken: set[fx.Node] = set()
-        chosen = []
-        for window, found in reversed(_found(graph, problems, known, captured.model.device)):
-            if not taken.isdisjoint(window.nodes):
-                continue
-            taken.update(window.nodes)
-            chosen.append(
-                Match(
-                    problem=found.problem,
-                    workload=dataclasses.replace(found.workload, count=graph.calls),
-                    binding=found.binding,
-                    graph=graph.index,
-                    nodes=window.nodes,
-                    inputs=tuple(window.inputs[i] for i in found.taken),
-                )
+    known: Known = {}
+    chosen = problems if problems is not None else all_problems()
+    return [m for graph in captured.graphs for m in match_graph(graph, chosen, captured.model.device, known)]
+
+
+def all_problems() -> list[Problem]:
+    """Every problem of the registry."""
+    return [registry.load("problems", name) for name in registry.names("problems")]
+
+
+def match_graph(graph: Graph, problems: Sequence[Problem], device: torch.device, known: Known) -> list[Match]:
+    """The regions of one graph, disjoint, in execution order. ``known`` remembers from one graph to the next what
+    equal windows were found to be.
+    """
+    position = {n: i for i, n in enumerate(graph.nodes)}
+    taken: set[fx.Node] = set()
+    chosen = []
+    for window, found in reversed(_found(graph, problems, known, device)):
+        if not taken.isdisjoint(window.nodes):
+            continue
+        taken.update(window.nodes)
+        chosen.append(
+            Match(
+                problem=found.problem,
+                workload=dataclasses.replace(found.workload, count=graph.calls),
+                binding=found.binding,
+                graph=graph.index,
+                nodes=window.nodes,
+                inputs=tuple(window.inputs[i] for i in found.taken),
             )
-        matches += sorted(chosen, key=lambda m: position[m.output])
-    return matches
+        )
+    return sorted(chosen, key=lambda m: position[m.output])
 
 
 def _found(
     graph: Graph,
     problems: Sequence[Problem],
-    known: dict[tuple[str, frozenset[str]], _Found | None],
+    known: Known,
     device: torch.device,
 ) -> list[tuple[Window, _Found]]:
     """The windows that are a problem, those that do the least work first.

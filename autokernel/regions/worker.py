@@ -79,6 +79,7 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         "device": options.device,
         "dtype": options.dtype,
         "settings": settings,
+        "fingerprint": model.fingerprint(loaded.module),
         "hardware": ceilings.to_json(),
         "forward_us": timing.forward_us,
         "attributed_us": timing.attributed_us,
