@@ -96,7 +96,8 @@ class ProposerOptions:
     """What the command line tells a proposer; each takes what it knows. None is the proposer's own default.
 
     ``prices`` is a JSON file (model -> USD per million tokens); ``recorded`` is the folder of the run that a replay
-    repeats; ``brief_tokens`` bounds the text of a brief.
+    repeats; ``brief_tokens`` bounds the text of a brief. ``max_cost_usd`` is the run's own limit, which the run keeps:
+    a proposer that spends money and cannot count it refuses to be created with one.
     """
 
     model: str | None = None
@@ -112,6 +113,7 @@ class ProposerOptions:
     prices: Path | None = None
     recorded: Path | None = None
     brief_tokens: int = 24_000
+    max_cost_usd: float | None = None
 
 
 class Proposer(Protocol):
