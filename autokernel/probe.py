@@ -65,7 +65,7 @@ def sandbox_levels() -> dict[str, Any]:
 
 
 def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> dict[str, Any]:
-    """The workloads to judge (the given ones, or the problem's largest own shapes in its first dtype) and their floor in µs."""
+    """The workloads to judge and their floor in µs: the given ones, or the problem's largest shapes in its first dtype."""
     from autokernel.hardware import measure
 
     problem: Problem = registry.load("problems", problem_name)

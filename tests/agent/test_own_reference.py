@@ -151,5 +151,5 @@ def test_what_a_file_lacks_is_one_line(tmp_path: Path, text: str, line: str) -> 
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(AutokernelError, match="expected at .*there is none"):
+    with pytest.raises(AutokernelError, match=r"expected at .*there is none"):
         registry.load("problems", str(tmp_path / "none.py"))
