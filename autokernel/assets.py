@@ -14,10 +14,14 @@ def root() -> Path:
     return packed if packed.is_dir() else PACKAGE.parent
 
 
-def starter(problem: str, backend: str) -> Path | None:
-    """The starter kernel of this problem in this backend, or None when there is none."""
-    path = root() / "kernels" / backend / f"{problem}.py"
-    return path if path.is_file() else None
+def starter(problem: str, backend: str, arch: str | None = None) -> Path | None:
+    """The starter kernel of this problem in this backend, or None when there is none.
+
+    With ``arch`` (such as "sm90", see ``hardware.arch``) one written for that architecture is preferred.
+    """
+    folder = root() / "kernels" / backend
+    paths = [*([folder / arch / f"{problem}.py"] if arch else []), folder / f"{problem}.py"]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def models() -> list[Path]:
@@ -28,3 +32,8 @@ def models() -> list[Path]:
 def cache_folder() -> Path:
     """Where measured ceilings and precompiled headers are kept: $AUTOKERNEL_CACHE or ~/.cache/autokernel."""
     return Path(os.environ.get("AUTOKERNEL_CACHE") or Path.home() / ".cache" / "autokernel")
+
+
+def program() -> str:
+    """The text of program.md: what an agent is told of the loop, its rules and the playbook. The owner may edit it."""
+    return (root() / "program.md").read_text(encoding="utf-8")

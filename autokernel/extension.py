@@ -173,3 +173,10 @@ class Backend(Protocol):
     def check(self, tree: Any) -> str | None:
         """Why the policy refuses this parsed file (``ast.Module``), or None. Advisory: processes are the wall."""
         ...
+
+    def evidence(self, cache: Path) -> Mapping[str, Mapping[str, float]]:
+        """What the compiler reported for the kernels that were built below ``cache``: kernel name -> figures, such as
+        registers, spill_bytes, shared_bytes, warps and occupancy (0 to 1). Empty where it reports nothing. Never raises
+        for what a candidate's process may have written there. A third-party backend may leave this method out.
+        """
+        return {}

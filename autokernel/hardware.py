@@ -120,6 +120,16 @@ def _better(old: Hardware, new: Hardware) -> Hardware:
     return dataclasses.replace(new, copy_gbps=copy, tflops=tflops)
 
 
+def arch(device: str = "cpu") -> str | None:
+    """The architecture of a CUDA device as kernel folders name it ("sm90"); None for a CPU. Imports torch."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(torch.device(device))
+    return f"sm{major}{minor}"
+
+
 # ---------------------------------------------------------------------------------------------- measuring
 
 

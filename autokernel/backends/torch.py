@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from autokernel.backends._policy import refusal
 from autokernel.extension import Missing
@@ -23,6 +24,10 @@ class TorchBackend:
 
     def check(self, tree: ast.Module) -> str | None:
         return refusal(tree, self.imports, torch_names=None)
+
+    def evidence(self, cache: Path) -> Mapping[str, Mapping[str, float]]:
+        del cache  # nothing is reported there
+        return {}
 
 
 BACKEND = TorchBackend()

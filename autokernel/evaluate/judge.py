@@ -49,12 +49,23 @@ class Judge:
         self._described = {"device": self.hardware.name, "threads": threads, "torch": torch.__version__}
 
     def evaluate(
-        self, target: Target, source: str, incumbent: str | None, *, baselines: bool, thorough: bool, on_event: OnEvent
+        self,
+        target: Target,
+        source: str,
+        incumbent: str | None,
+        *,
+        baselines: bool,
+        thorough: bool,
+        on_event: OnEvent,
+        disabled: frozenset[str] = frozenset(),
     ) -> tuple[Verdict, Comparison | None]:
         """The verdict on one file and, when there is an incumbent and the verdict is PASS, their comparison."""
+        off = disabled | (frozenset() if self.policy else {"policy", "audit"})
         clock = Clock(on_event)
         problem: Problem = registry.load("problems", target.problem)
         environment: dict[str, Any] = dict(self._described)
+        if off:
+            environment["disabled"] = sorted(off)
         handle: Handle | None = None
         exam: Examination | None = None
         side: Side | None = None
@@ -62,15 +73,15 @@ class Judge:
         status, reason, log_tail = Status.PASS, "", ""
         try:
             clock.stage("policy", 0, 1)
-            check_file(target, source, policy=self.policy)
+            check_file(target, source, policy="policy" not in off)
             clock.stage("build", 0, 1)
             handle = self._workshop.start(source, target.backend)
             environment["isolation"] = dict(handle.levels)
-            aten = registry.load("backends", target.backend).aten if self.policy else None
-            exam = Examination(problem, handle, self._device, aten)
+            aten = registry.load("backends", target.backend).aten
+            exam = Examination(problem, handle, self._device, aten, off)
             exam.run_all(target.workloads, secrets.randbits(60), clock.stage)
             clock.stage("timing", 0, 1)
-            contest = self._contest_of(target, problem)
+            contest = self._contest_of(target, problem, off)
             handle.close()
             side = contest.admit(source)
             measurements = contest.measure(side, baselines=baselines, thorough=thorough)
@@ -89,6 +100,7 @@ class Judge:
                 handle.close()
             if side is not None:
                 side.close()
+            evidence = self._workshop.evidence(source, target.backend)
             if source != incumbent:
                 self._workshop.forget(source)
             gc.collect()
@@ -96,10 +108,10 @@ class Judge:
             environment["baselines_missing"] = dict(self._contest.baselines_missing)
         errors = dict(exam.errors) if exam else {}
         stage = "done" if status is Status.PASS else clock.current
-        verdict = Verdict(status, stage, reason, errors, measurements, log_tail, environment, clock.finish())
+        verdict = Verdict(status, stage, reason, errors, measurements, log_tail, environment, clock.finish(), evidence)
         return verdict, comparison
 
-    def _contest_of(self, target: Target, problem: Problem) -> Contest:
+    def _contest_of(self, target: Target, problem: Problem, off: frozenset[str]) -> Contest:
         """The contest over this target's workloads; that of another target is closed with all its runners."""
         current = self._contest
         if current is None or (current.target.problem, current.target.backend, current.target.workloads) != (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autokernel import registry
@@ -61,6 +61,11 @@ class Workshop:
             handle.close()
             raise
         return handle
+
+    def evidence(self, source: str, backend: str) -> Mapping[str, Mapping[str, float]]:
+        """What the compiler reported for the kernels of a source; empty for a backend that reports nothing."""
+        report = getattr(registry.load("backends", backend), "evidence", None)
+        return report(self._cache_of(source)) if report else {}
 
     def forget(self, source: str) -> None:
         """Remove what was built of a source."""

@@ -31,14 +31,15 @@ def backend_for(problem: str, backend: str) -> str:
     return backend if assets.starter(problem, backend) else "torch"
 
 
-def extract(row: Row, backend: str, model: str) -> str:
-    """The source of a target's kernel file. ``model`` is what its header calls the model.
+def extract(row: Row, backend: str, model: str, arch: str | None = None) -> str:
+    """The source of a target's kernel file. ``model`` is what its header calls the model; a starter for the
+    architecture ``arch`` is preferred (see ``hardware.arch``).
 
     Raises AutokernelError where the starter is no kernel file (it does not parse, or lacks BACKEND).
     """
     assert row.problem is not None
     problem: Problem = registry.load("problems", row.problem)
-    path = assets.starter(row.problem, backend)
+    path = assets.starter(row.problem, backend, arch)
     source = path.read_text() if path else torch_starter(problem)
     return annotate(source, header(row, problem, model), row.workloads, str(path or f"torch starter of {problem.name}"))
 

@@ -69,8 +69,9 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
     backends = {r.problem: extractor.backend_for(r.problem, options.backend) for r in rows if r.problem}
     targets = rank.targets_of(rows, backends)
     sources = {}
+    arch = hardware.arch(options.device)
     for i, row in enumerate(r for r in rows if r.problem is not None):
-        sources[row.name] = extractor.extract(row, options.backend, _title(options.model, settings))
+        sources[row.name] = extractor.extract(row, options.backend, _title(options.model, settings), arch)
         emit("extract", f"{row.name}: {backends[row.problem or '']}", i + 1, len(targets))
     profile = {
         "version": VERSION,

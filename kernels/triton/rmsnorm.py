@@ -1,0 +1,93 @@
+"""RMSNorm, Triton: y[r, :] = x[r, :] / sqrt(mean(x[r, :]²) + eps) · weight.
+
+x [R, C], weight [C] -> [R, C]; float32, float16 or bfloat16, any strides; statistics in float32.
+Bytes: x is read, y is written, the weight stays in the caches: (2·R·C + C) · itemsize. Flops: 4·R·C.
+One operation a byte: memory decides. A row that fits in registers is read once; short rows share a program. A longer
+row is read twice, the second time from the caches.
+Another GPU should revisit PER_THREAD, TILE and PROGRAMS_PER_SM: they follow its registers and its memory latency.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+KERNEL_TYPE = "rmsnorm"
+BACKEND = "triton"
+
+PER_THREAD = 16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+TILE = 1024  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
+PROGRAMS_PER_SM = 0  # tune: 0, 1, 2, 4, 8, 16 | 0: a program for each tile; else so many on an SM, the weight in registers
+STAGES = 1  # tune: 1, 2, 3 | tiles fetched ahead through shared memory, where a program has several
+LONG_ROW = 32768  # tune: 8192, 16384, 32768 | longest row that is kept in registers
+LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in flight at once
+
+
+@triton.jit
+def short_rows_kernel(
+    x_ptr, weight_ptr, y_ptr, rows, columns, x_stride, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, BLOCK)[None, :]
+    # Loaded before the loop: every tile of this program uses it.
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        # 64-bit row offsets: a matrix may have more than 2^31 elements.
+        row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        inside = (row < rows) & (column < columns)
+        x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / columns + eps)
+        # In this order: x times scale is near 1 whatever x is; x times weight could overflow.
+        y = x * scale * weight
+        tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def long_row_kernel(x_ptr, weight_ptr, y_ptr, columns, x_stride, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    y_ptr += row * columns
+    offset = tl.arange(0, BLOCK)
+    # A sum for each lane: lanes meet once, after the row.
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, columns, BLOCK):
+        x = tl.load(x_ptr + start + offset, mask=start + offset < columns, other=0.0).to(tl.float32)
+        squares += x * x
+    scale = tl.rsqrt(tl.sum(squares, axis=0) / columns + eps)
+    for start in range(0, columns, BLOCK):
+        inside = start + offset < columns
+        x = tl.load(x_ptr + start + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        weight = tl.load(weight_ptr + start + offset, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y_ptr + start + offset, (x * scale * weight).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+_sms = {}
+
+
+def programs(tiles, device):
+    """How many programs share the tiles."""
+    if not PROGRAMS_PER_SM or device.type != "cuda":  # the interpreter's device
+        return tiles
+    if device not in _sms:
+        _sms[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(tiles, _sms[device] * PROGRAMS_PER_SM)
+
+
+def kernel_fn(x, weight, eps=1e-6):
+    rows, columns = x.shape
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    if weight.stride(0) != 1:
+        weight = weight.contiguous()
+    y = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    if columns > LONG_ROW:
+        long_row_kernel[(rows,)](x, weight, y, columns, x.stride(0), eps, BLOCK=LONG_BLOCK, num_warps=8)
+        return y
+    block = triton.next_power_of_2(columns)
+    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
+    short_rows_kernel[(programs(triton.cdiv(rows, tile_rows), x.device),)](
+        x, weight, y, rows, columns, x.stride(0), eps, ROWS=tile_rows, BLOCK=block, STAGES=STAGES, num_warps=warps
+    )
+    return y

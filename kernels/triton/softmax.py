@@ -1,0 +1,90 @@
+"""Softmax, Triton: y[r, :] = exp(x[r, :] - max) / sum(exp(x[r, :] - max)).
+
+x [R, C] -> [R, C]; float32, float16 or bfloat16, any strides; exponentials and sums in float32.
+Bytes: x is read, y is written: 2·R·C · itemsize. Flops: 5·R·C, an exponential among them.
+Five operations for each 2 to 4 bytes: memory decides. So a row that fits in registers is read once and stays there
+(short rows share a program); a longer row is read twice, the second time mostly from the L2 cache. On the first way
+each thread keeps a maximum and a sum of its own and corrects the sum when its maximum rises (Milakov and Gimelshein,
+"Online normalizer calculation for softmax", 2018), so that threads meet only once a row.
+Another GPU should revisit PER_THREAD, LONG_ROW and LONG_BLOCK: they follow its registers, its L2 and its memory latency.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+KERNEL_TYPE = "softmax"
+BACKEND = "triton"
+
+PER_THREAD = 16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+TILE = 2048  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
+LONG_ROW = 16384  # tune: 4096, 8192, 16384, 32768 | longest row that is kept in registers
+LONG_BLOCK = 4096  # tune: 1024, 2048, 4096, 8192 | elements of a long row that are in flight at once
+LONG_WARPS = 8  # tune: 4, 8, 16 | warps of a long row's program
+STAGES = 1  # tune: 1, 2, 3 | blocks of a long row fetched ahead through shared memory
+
+
+@triton.jit
+def short_rows_kernel(x_ptr, y_ptr, rows, columns, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    # 64-bit row offsets: a matrix may have more than 2^31 elements.
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < columns)
+    # -inf changes neither a maximum nor a sum of exponentials.
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=float("-inf")).to(tl.float32)
+    e = tl.exp(x - tl.max(x, axis=1, keep_dims=True))
+    # One division a row instead of one an element; a row of nothing but -inf is NaN already.
+    y = e * (1.0 / tl.sum(e, axis=1, keep_dims=True))
+    tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def long_row_kernel(x_ptr, y_ptr, columns, x_stride, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    y_ptr += row * columns
+    # A thread's vector is one 16-byte load: the maximum over axis 1 is taken inside the thread, without shuffles.
+    lane = tl.arange(0, BLOCK // VECTOR)
+    offset = lane[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    top = tl.full([BLOCK // VECTOR], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK // VECTOR], tl.float32)
+    for start in tl.range(0, columns, BLOCK, num_stages=STAGES):
+        x = tl.load(x_ptr + start + offset, mask=start + offset < columns, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(x, axis=1))
+        # A thread that has seen nothing but -inf must not compute -inf - -inf.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
+        top = higher
+    highest = tl.max(top, axis=0)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    scale = 1.0 / tl.sum(total * tl.exp(top - base), axis=0)
+    flat = tl.arange(0, BLOCK)
+    # Backwards: what the first way read last is what the caches still hold.
+    blocks = tl.cdiv(columns, BLOCK)
+    for done in tl.range(0, blocks, num_stages=STAGES):
+        column = (blocks - 1 - done) * BLOCK + flat
+        x = tl.load(x_ptr + column, mask=column < columns, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        y = tl.exp(x - highest) * scale
+        tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
+
+
+def kernel_fn(x):
+    rows, columns = x.shape
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    y = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    if columns > LONG_ROW:
+        vector = 16 // x.element_size()
+        long_row_kernel[(rows,)](
+            x, y, columns, x.stride(0), BLOCK=LONG_BLOCK, VECTOR=vector, STAGES=STAGES, num_warps=LONG_WARPS
+        )
+        return y
+    block = triton.next_power_of_2(columns)
+    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
+    short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+        x, y, rows, columns, x.stride(0), ROWS=tile_rows, BLOCK=block, num_warps=warps
+    )
+    return y
