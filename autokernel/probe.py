@@ -1,6 +1,7 @@
 """Answers, as one line of JSON on stdout, the questions of the command line that need torch or the sandbox.
 
     python -m autokernel.probe machine cpu                 what this machine's torch, sandbox and backends can do
+    python -m autokernel.probe isolation cpu               which levels of isolation a candidate runs under
     python -m autokernel.probe workloads rmsnorm cpu       (a JSON list of workloads, or null, on stdin) the workloads
                                                            to judge and the roofline floor of one pass over them
 
@@ -11,11 +12,8 @@ on stderr.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from autokernel import registry
@@ -39,29 +37,16 @@ def machine(device: str) -> dict[str, Any]:
             name: [{"what": m.what, "mend": m.mend} for m in registry.load("backends", name).missing()]
             for name in registry.names("backends")
         },
-        "sandbox": sandbox_levels(),
+        "isolation": isolation(device),
     }
 
 
-def sandbox_levels() -> dict[str, Any]:
-    """What a runner can give up here, tried for real in a child process that then ends."""
-    from autokernel.evaluate import sandbox
+def isolation(device: str) -> dict[str, Any]:
+    """The levels of isolation that a runner reaches here, tried for real with a runner that loads nothing."""
+    from autokernel.evaluate import landlock
+    from autokernel.evaluate.pool import levels_here
 
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        with tempfile.TemporaryDirectory() as scratch:
-            levels: dict[str, Any] = {"pid": sandbox.unshare(sandbox.CLONE_NEWPID)}
-            levels |= sandbox.enter([Path(scratch)], memory_bytes=None)
-            os.write(write_end, json.dumps(levels).encode())
-        os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    levels = json.loads(answer) if answer else {}
-    return {**levels, "landlock_abi": sandbox.landlock_abi()}
+    return {"levels": dict(levels_here(device)), "landlock_abi": landlock.abi()}
 
 
 def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> dict[str, Any]:
@@ -85,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] == "machine":
             answer = machine(arguments[1])
+        elif arguments[0] == "isolation":
+            answer = isolation(arguments[1])
         else:
             answer = workloads(arguments[1], arguments[2], json.loads(sys.stdin.read() or "null"))
     except AutokernelError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from autokernel.evaluate.defences import checked
 from autokernel.evaluate.protocol import Channel, PeerGone, PeerLate, PeerNonsense, pair
+from autokernel.isolation import Limits, demand, remove_tree
 from autokernel.types import AutokernelError, Comparison, Target, Verdict
 
 SILENCE_S = 900.0  # the judge reports every stage; longer silence than any deadline within it means that it hangs
@@ -32,13 +33,18 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 class JudgeOptions:
     """``device`` is a torch device string; ``min_gain`` the least gain that is worth keeping, as a fraction;
     ``threads`` those of a runner on the CPU (default: the cores this process may use). ``policy`` off skips the
-    reading of the source, so that the walls behind it can be tested.
+    reading of the source, so that the walls behind it can be tested. ``require`` names levels of isolation (see
+    autokernel.isolation) without which nothing is judged; ``isolation_off`` names those that a test leaves out, and
+    each verdict's environment then says so. ``limits`` bound what one runner may use.
     """
 
     device: str = "cpu"
     min_gain: float = 0.005
     threads: int | None = None
     policy: bool = True
+    require: frozenset[str] = frozenset()
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    isolation_off: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Assignment:
     incumbent: str | None = None
     baselines: bool = True
     thorough: bool = False
+    disabled: frozenset[str] = frozenset()  # defences that a test switches off; the verdict's environment names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +89,8 @@ class JudgeClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._hardware: Mapping[str, Any] = {}
-        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left behind
+        self._isolation: Mapping[str, bool] = {}
+        remove_tree(scratch)  # what a killed run left behind
         try:
             scratch.mkdir(parents=True)
         except OSError as error:
@@ -103,6 +111,11 @@ class JudgeClient:
     def hardware(self) -> Mapping[str, Any]:
         """The device and its measured ceilings, as ``Hardware.to_json`` gives them."""
         return self._hardware
+
+    @property
+    def isolation(self) -> Mapping[str, bool]:
+        """The levels of isolation that runners reach on this machine, by name."""
+        return self._isolation
 
     @property
     def pid(self) -> int:
@@ -135,7 +148,7 @@ class JudgeClient:
     def close(self) -> None:
         """End the judge with all its runners and remove the scratch folder. Idempotent."""
         self._stop()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        remove_tree(self._scratch)
 
     def _ask(self, assignment: Assignment, on_event: OnEvent) -> dict[str, Any]:
         assert self._channel is not None
@@ -146,6 +159,7 @@ class JudgeClient:
                 "incumbent": assignment.incumbent,
                 "baselines": assignment.baselines,
                 "thorough": assignment.thorough,
+                "disabled": sorted(checked(assignment.disabled)),
             }
         )
         while True:
@@ -177,6 +191,8 @@ class JudgeClient:
             "threads": self._threads(),
             "min_gain": self.options.min_gain,
             "policy": self.options.policy,
+            "limits": self.options.limits.to_json(),
+            "isolation_off": sorted(self.options.isolation_off),
         }
         try:
             ours.send(start)
@@ -185,7 +201,12 @@ class JudgeClient:
             tail = self._log_tail()
             self._stop()
             raise JudgeFailed(f"the judge did not start on device '{self.options.device}': {tail or error}") from error
-        self._hardware = ready["hardware"]
+        self._hardware, self._isolation = ready["hardware"], ready["isolation"]
+        try:
+            demand(self.options.require, self._isolation)
+        except AutokernelError:
+            self.close()
+            raise
 
     def _threads(self) -> int:
         return self.options.threads or len(os.sched_getaffinity(0))

@@ -1,9 +1,10 @@
 """Where runners come from: a warm process that has imported torch and forks a fresh, confined runner on request.
 
 Importing torch takes one to four seconds; a fork takes ten milliseconds and shares the memory. The nursery never
-loads a candidate, never opens a device, and holds nothing worth stealing. Each runner gets, where the kernel allows
-it, a PID namespace whose first process is a small reaper: when the runner ends, or the reaper is killed, everything
-that the candidate ever started ends with it.
+loads a candidate, never opens a device, and holds nothing worth stealing. Where the kernel allows it, it lives in
+namespaces of its own (a user namespace, where it is not root), and each runner in a further PID namespace, whose first
+process is a small reaper: it watches what the runner uses, and when the runner ends, or the reaper is killed,
+everything that the candidate ever started ends with it.
 
 Run as ``python -m autokernel.evaluate.nursery FD`` by pool.py; the conversation is over the inherited socket FD.
 """
@@ -11,25 +12,85 @@ Run as ``python -m autokernel.evaluate.nursery FD`` by pool.py; the conversation
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autokernel.evaluate import sandbox
+from autokernel.evaluate import landlock, sandbox, watch
 from autokernel.evaluate.protocol import Channel, PeerGone
+from autokernel.isolation import Limits
+
+Serve = Callable[[Channel, str, Path], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class House:
+    """What all runners of this nursery have in common."""
+
+    device: str
+    limits: Limits
+    namespaced: bool  # runners get PID namespaces
+    hidden: bool  # this process's memory, and so what a runner starts with, is closed to tracing
+    readable: tuple[Path, ...]
+    processors: frozenset[int]
+    serve: Serve
 
 
 def main() -> None:
     sandbox.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the daemon's to handle
-    processors = os.sched_getaffinity(0)  # OpenMP, initialised by the imports below, binds this thread to one of them
     control = Channel(socket.socket(fileno=int(sys.argv[1])))
-    import numpy  # noqa: F401  (warm: every runner inherits it)
+    start, _ = control.receive()
+    off = frozenset(start["off"])
+    namespaced = "pid" not in off and sandbox.own_house()
+    if namespaced:
+        move_in(control)
+        sandbox.cover_sockets()
+    processors = frozenset(os.sched_getaffinity(0))  # the imports below bind this thread to one of them
+    serve, version = warm_up() if start["warm"] else (lambda *_: None, "")
+    own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    if namespaced and start["device"] != "cpu":
+        namespaced = proc_works(own_namespace)  # CUDA does not start in a namespace whose /proc is another's
+    hidden = "ptrace" not in off and sandbox.traceable(False)
+    limits = Limits.from_json(start["limits"])
+    readable = tuple(landlock.readable())
+    house = House(start["device"], limits, namespaced, hidden, readable, processors, serve)
+    control.send({"ok": True, "torch": version})
+    while True:
+        try:
+            message, fds = control.receive()
+        except PeerGone:
+            os._exit(0)
+        if message["op"] == "spawn":
+            pid = spawn(message, fds, house, control, own_namespace)
+            for fd in fds:
+                os.close(fd)
+            here = os.pidfd_open(pid)
+            control.send({"pid": pid}, [here])
+            os.close(here)
+        else:
+            control.send({"status": reap(message["pid"], message["grace_s"], limits)})
+
+
+def move_in(control: Channel) -> None:
+    """Go on in a child, the first process of the new PID namespace. This one only waits for it to end."""
+    pid = os.fork()
+    if pid:
+        control.close()
+        _, status = os.waitpid(pid, 0)
+        os._exit(min(abs(os.waitstatus_to_exitcode(status)), 255))
+    sandbox.die_with_parent()
+
+
+def warm_up() -> tuple[Serve, str]:
+    """Import what every runner will inherit; the runner's conversation, and torch's version."""
+    import numpy  # noqa: F401
     import torch
     import tvm_ffi.cpp  # noqa: F401
 
@@ -37,29 +98,35 @@ def main() -> None:
 
     with runner.OpAudit():  # its first use imports half a second's worth of modules
         torch.empty(1)
-    control.send({"ok": True, "torch": torch.__version__})
-    own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    while True:
-        try:
-            message, fds = control.receive()
-        except PeerGone:
-            os._exit(0)
-        if message["op"] == "spawn":
-            namespaced = sandbox.unshare(sandbox.CLONE_NEWPID)
-            pid = os.fork()
-            if pid == 0:
-                control.close()
-                os.sched_setaffinity(0, processors)
-                reaper(message, fds[0], namespaced, runner.serve)
-            if namespaced:
-                sandbox.set_namespace(own_namespace, sandbox.CLONE_NEWPID)
-            os.close(fds[0])
-            control.send({"pid": pid})
-        else:
-            control.send({"status": reap(message["pid"], message["grace_s"])})
+    return runner.serve, torch.__version__
 
 
-def reap(pid: int, grace_s: float) -> str:
+def proc_works(own_namespace: int) -> bool:
+    """Whether the first process of a PID namespace here can have a /proc of its own."""
+    if not sandbox.unshare(sandbox.CLONE_NEWPID):
+        return False
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if sandbox.own_proc() else 1)
+    sandbox.set_namespace(own_namespace, sandbox.CLONE_NEWPID)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def spawn(message: Mapping[str, Any], fds: list[int], house: House, control: Channel, own_namespace: int) -> int:
+    """Fork the reaper, which forks the runner. Its process id here."""
+    namespaced = house.namespaced and "pid" not in message["off"] and sandbox.unshare(sandbox.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        os.close(own_namespace)
+        os.sched_setaffinity(0, house.processors)
+        reaper(message, fds, namespaced, house)
+    if namespaced:
+        sandbox.set_namespace(own_namespace, sandbox.CLONE_NEWPID)
+    return pid
+
+
+def reap(pid: int, grace_s: float, limits: Limits) -> str:
     """End a reaper, and with it its runner: how the runner ended within the grace, or "killed" if it did not."""
     deadline = time.monotonic() + grace_s
     while True:
@@ -73,6 +140,10 @@ def reap(pid: int, grace_s: float) -> str:
         os.waitpid(pid, 0)
         return "killed"
     code = os.waitstatus_to_exitcode(status)
+    if code in watch.EXCEEDED:
+        return watch.told(code, limits)
+    if code < 0:
+        return f"its reaper was killed by {signal.Signals(-code).name}"
     if code <= 128:
         return f"exit status {code}"
     try:
@@ -81,53 +152,99 @@ def reap(pid: int, grace_s: float) -> str:
         return f"signal {code - 128}"
 
 
-def reaper(message: Mapping[str, Any], fd: int, namespaced: bool, serve: Any) -> None:
-    """First process of the runner's namespace: start the runner, wait for it, end with everything that is left."""
+def reaper(message: Mapping[str, Any], fds: list[int], namespaced: bool, house: House) -> None:
+    """First process of the runner's namespace: start the runner, watch it, end with everything that is left."""
     sandbox.die_with_parent()
     os.setsid()
-    levels = {"pid": namespaced, "proc": namespaced and sandbox.own_proc()}
+    scratch, cache = Path(message["scratch"]), Path(message["cache"])
+    confined, off = message["confine"], frozenset(message["off"])
+    own_proc = namespaced and "proc" not in off and sandbox.own_proc()
+    watched = confined and "watch" not in off
+    bound = confined and own_proc and "procs" not in off and sandbox.bound_processes(house.limits.processes)
+    levels = {
+        "pid": namespaced,
+        "proc": own_proc,
+        "procs": bound,
+        "watch": watched and own_proc,
+        "ptrace": house.hidden,
+        "env": "env" not in off,
+    }
     pid = os.fork()
     if pid == 0:
-        runner_process(message, fd, levels, serve)
-    os.close(fd)
-    code = 0
-    while True:
-        try:
-            ended, status = os.wait()
-        except ChildProcessError:
-            break
-        if ended == pid:
-            exitcode = os.waitstatus_to_exitcode(status)
-            code = 128 - exitcode if exitcode < 0 else min(exitcode, 127)
-            break
+        runner_process(message, fds, levels, house)
+    channel_fd, log_fd = fds
+    os.close(channel_fd)
+    with contextlib.suppress(OSError):
+        os.nice(-5)  # among a thousand of the candidate's processes, the watch still gets its turn
+    guard = watch.Watch(scratch, cache, log_fd, house.limits, sees_processes=own_proc) if watched else None
+    code = wait(pid, guard)
     if not namespaced:
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
     os._exit(code)
 
 
-def runner_process(message: Mapping[str, Any], fd: int, levels: dict[str, bool], serve: Any) -> None:
+def wait(pid: int, guard: watch.Watch | None) -> int:
+    """Until the runner ends: its exit code (above 128: the signal that ended it), or why the watch ended it."""
+    runner = os.pidfd_open(pid)
+    poll = select_poll(runner)
+    while True:
+        ended = poll(None if guard is None else watch.TICK_S * 1e3)
+        with contextlib.suppress(ChildProcessError):
+            while (orphan := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and orphan.si_pid != pid:
+                os.waitpid(orphan.si_pid, 0)
+        if ended:
+            exitcode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            return 128 - exitcode if exitcode < 0 else min(exitcode, 127)
+        code = guard.tick() if guard is not None else 0
+        if code:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            return code
+
+
+def select_poll(fd: int) -> Callable[[float | None], bool]:
+    """Wait until the descriptor is ready or so many milliseconds have passed."""
+    import select
+
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return lambda timeout_ms: bool(poller.poll(timeout_ms))
+
+
+def runner_process(message: Mapping[str, Any], fds: list[int], levels: dict[str, bool], house: House) -> None:
     """The runner itself: own session, own log, scrubbed environment, confined; then the conversation."""
     sandbox.die_with_parent()
+    sandbox.traceable(True)  # its own threads and children may look at it; what confines it keeps it from others
     os.setpgid(0, 0)
     scratch, cache = Path(message["scratch"]), Path(message["cache"])
-    log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    channel_fd, log_fd = fds
     null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    channel_fd = os.dup2(fd, 3)
+    kept = [os.dup(fd) for fd in (null, log_fd, log_fd, channel_fd)]
+    high = [os.dup2(fd, 1000 + index) for index, fd in enumerate(kept)]
+    for target, fd in enumerate(high):
+        os.dup2(fd, target)
     os.closerange(4, 65536)
-    os.environ.clear()
+    if "env" not in message["off"]:
+        os.environ.clear()
     os.environ.update(message["environment"])
     os.chdir(scratch)
     sandbox.steady_malloc()
     if message["confine"]:
-        levels = {**levels, **sandbox.enter([scratch, cache], message["memory_bytes"])}
-    channel = Channel(socket.socket(fileno=channel_fd))
+        on_cpu = house.device == "cpu"
+        entered = sandbox.enter(
+            [scratch, cache],
+            memory_bytes=house.limits.memory_bytes if on_cpu else None,
+            readable=house.readable,
+            limits=house.limits,
+            off=frozenset(message["off"]),
+            private_ipc=on_cpu,
+        )
+        levels = {**levels, **entered}
+    channel = Channel(socket.socket(fileno=3))
     with contextlib.suppress(PeerGone):
         channel.send({"ok": True, "levels": levels})
-        serve(channel, message["device"], scratch)
+        house.serve(channel, house.device, scratch)
     os._exit(0)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autokernel.evaluate import sandbox
+from autokernel.evaluate.freezer import Freezer
 from autokernel.evaluate.protocol import Channel, PeerGone, PeerLate, PeerNonsense, pair
+from autokernel.isolation import Limits, remove_tree
 
 LOG_TAIL_BYTES = 8000
 START_S = 120.0
@@ -35,13 +36,15 @@ class RunnerFailed(Exception):
 class Handle:
     """One runner, from spawn to end."""
 
-    def __init__(self, nursery: Nursery, channel: Channel, pid: int, scratch: Path, levels: Mapping[str, bool]) -> None:
+    def __init__(self, nursery: Nursery, channel: Channel, pids: tuple[int, int], scratch: Path, log_fd: int) -> None:
         self._nursery = nursery
         self._channel = channel
-        self.pid = pid
+        self._log_fd = log_fd
+        self._nursery_pid, self.pid = pids  # of the reaper, as the nursery's and as this process's namespace has it
         self.scratch = scratch
-        self.levels = levels
+        self.levels: Mapping[str, bool] = {}
         self.closed = False
+        self.freezer = Freezer(self.pid)
         self._runner_pid: int | None = None
 
     def ask(
@@ -55,6 +58,7 @@ class Handle:
         """Send a request whose answer ``wait`` will bring: two runners can so be at work at once."""
         with contextlib.suppress(PeerGone, PeerLate):  # wait finds the channel closed, and says how it ended
             self._channel.send({"op": op, **(fields or {})}, fds)
+        self.freezer.thaw()  # only now: a runner that stood still does not run before it has its request
 
     def wait(self, op: str, deadline_s: float) -> dict[str, Any]:
         """The answer to the request that was posted. Raises RunnerFailed."""
@@ -89,14 +93,11 @@ class Handle:
         return waited
 
     def log_tail(self) -> str:
-        """The end of what the candidate printed."""
-        try:
-            with open(self.scratch / "log.txt", "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-                return file.read(LOG_TAIL_BYTES).decode(errors="replace")
-        except OSError:
+        """The end of what the candidate printed, whatever it made of the file's name."""
+        if self.closed:
             return ""
+        size = os.fstat(self._log_fd).st_size
+        return os.pread(self._log_fd, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace")
 
     def close(self, grace_s: float = 0.0) -> str:
         """End the runner and all it started, remove its scratch folder; say how it had ended. Idempotent.
@@ -105,23 +106,39 @@ class Handle:
         """
         if self.closed:
             return "closed"
-        self.closed = True
         self._channel.close()
-        status = self._nursery.reap(self.pid, grace_s)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        status = self._nursery.reap(self._nursery_pid, grace_s)
+        self.closed = True
+        os.close(self._log_fd)
+        remove_tree(self.scratch)
         return status
 
 
 class Nursery:
-    """The warm process that forks runners (see nursery.py)."""
+    """The warm process that forks runners (see nursery.py).
 
-    def __init__(self, folder: Path, device: str, threads: int, environment: Mapping[str, str]) -> None:
+    ``off`` names levels of isolation that a test leaves out for all runners. ``warm`` False imports no torch: its
+    runners can only say which levels they reached.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        threads: int,
+        environment: Mapping[str, str],
+        limits: Limits | None = None,
+        off: frozenset[str] = frozenset(),
+        *,
+        warm: bool = True,
+    ) -> None:
         self._folder = folder
-        self._device = device
+        self._off = off
         ours, theirs = pair()
         self._control = ours
+        kept = dict(os.environ) if "env" in off else sandbox.scrubbed_environment()
         self._environment = {
-            **sandbox.scrubbed_environment(),
+            **kept,
             "OMP_NUM_THREADS": str(threads),
             "OMP_PROC_BIND": "close",  # a thread that wanders, or shares a core with its partner, is the largest noise
             "OMP_PLACES": "cores",
@@ -136,50 +153,66 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "autokernel.evaluate.nursery", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=self._environment,
+            env={**self._environment, **self._own_settings()},
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
+        start = {"device": device, "limits": (limits or Limits()).to_json(), "off": sorted(off), "warm": warm}
         try:
+            self._control.send(start)
             self._control.receive(START_S)
         except (PeerGone, PeerLate) as error:
             self._process.kill()
+            self._process.wait()
             raise RuntimeError(f"the process that starts runners did not come up: {error}") from error
+
+    @staticmethod
+    def _own_settings() -> dict[str, str]:
+        """What the nursery is told and its runners are not: it has to find caches and readable folders."""
+        names = ("HOME", "AUTOKERNEL_CACHE", "AUTOKERNEL_READABLE")
+        return {name: os.environ[name] for name in names if name in os.environ}
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    def levels(self) -> Mapping[str, bool]:
+        """The levels of isolation that a runner reaches here: one is started, asked and ended."""
+        handle = self.spawn(self._folder / "cache" / "probe", {})
+        levels = handle.levels
+        handle.close()
+        remove_tree(self._folder / "cache" / "probe")
+        return levels
+
     def spawn(
-        self,
-        cache: Path,
-        environment: Mapping[str, str],
-        *,
-        confine: bool = True,
-        memory_bytes: int | None = None,
+        self, cache: Path, environment: Mapping[str, str], *, confine: bool = True, off: frozenset[str] = frozenset()
     ) -> Handle:
-        """A fresh runner that has loaded nothing. ``confine`` False is for our own baselines only."""
+        """A fresh runner that has loaded nothing. ``confine`` False is for our own baselines only; ``off`` names levels
+        that a test leaves out for this one.
+        """
         cache.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=self._folder))
-        ours, theirs = pair()
+        log_fd = os.open(scratch / "log.txt", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        ours, theirs = pair(trusted=False)
         home = {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(cache)}
         message = {
             "op": "spawn",
             "scratch": str(scratch),
             "cache": str(cache),
             "environment": {**self._environment, **home, **environment},
-            "device": self._device,
             "confine": confine,
-            "memory_bytes": memory_bytes,
+            "off": sorted(off | self._off),
         }
-        self._control.send(message, [theirs.fileno()])
-        answer, _ = self._control.receive(START_S)
+        self._control.send(message, [theirs.fileno(), log_fd])
+        answer, fds = self._control.receive(START_S)
         theirs.close()
-        handle = Handle(self, ours, int(answer["pid"]), scratch, {})
+        pids = (int(answer["pid"]), _pid_here(fds))
+        handle = Handle(self, ours, pids, scratch, log_fd)
         try:
             hello, _ = ours.receive(START_S)
         except (PeerGone, PeerLate, PeerNonsense) as error:
-            raise RuntimeError(f"a runner did not come up: {error}; {handle.log_tail()} {handle.close()}") from error
+            tail = handle.log_tail()
+            raise RuntimeError(f"a runner did not come up: {error}; {tail} {handle.close()}") from error
         handle.levels = hello["levels"]
         return handle
 
@@ -196,3 +229,21 @@ class Nursery:
             return
         self._process.kill()
         self._process.wait()
+
+
+def _pid_here(fds: Sequence[int]) -> int:
+    """The process behind a pidfd, as this process's namespace numbers it. Closes the descriptors."""
+    text = Path(f"/proc/self/fdinfo/{fds[0]}").read_text()
+    for fd in fds:
+        os.close(fd)
+    return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
+
+
+def levels_here(device: str) -> Mapping[str, bool]:
+    """The levels of isolation that this machine grants to a runner of the device, tried for real, without torch."""
+    with tempfile.TemporaryDirectory(prefix="autokernel-levels-") as folder:
+        nursery = Nursery(Path(folder).resolve(), device, 1, {}, warm=False)
+        try:
+            return nursery.levels()
+        finally:
+            nursery.close()

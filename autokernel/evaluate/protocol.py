@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 import struct
 import time
@@ -16,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADER = struct.Struct("!I")
-MAX_HEADER_BYTES = 16 << 20  # a runner that claims more is talking nonsense
+MAX_HEADER_BYTES = 16 << 20  # sources and briefs; a peer that announces more is talking nonsense
+UNTRUSTED_HEADER_BYTES = 1 << 20  # of what a runner answers
 MAX_FDS = 64
 
 
@@ -33,10 +35,14 @@ class PeerNonsense(Exception):
 
 
 class Channel:
-    """One end of a message channel. Not thread-safe: one conversation at a time."""
+    """One end of a message channel. Not thread-safe: one conversation at a time.
 
-    def __init__(self, sock: socket.socket) -> None:
+    ``trusted`` False is for a peer that may be hostile: its descriptors are closed unseen, and its messages are short.
+    """
+
+    def __init__(self, sock: socket.socket, *, trusted: bool = True) -> None:
         self._sock = sock
+        self._trusted = trusted
         self._fds: list[int] = []
 
     def fileno(self) -> int:
@@ -67,12 +73,13 @@ class Channel:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._fds = []
         (length,) = HEADER.unpack(self._read(HEADER.size, deadline))
-        if length > MAX_HEADER_BYTES:
-            raise PeerNonsense(f"a message of {length} bytes was announced; at most {MAX_HEADER_BYTES} are accepted")
+        most = MAX_HEADER_BYTES if self._trusted else UNTRUSTED_HEADER_BYTES
+        if length > most:
+            raise PeerNonsense(f"a message of {length} bytes was announced; at most {most} are accepted")
         body = self._read(length, deadline)
         try:
             message = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # brackets nested 10,000 deep are no message either
             raise PeerNonsense("a message is not JSON") from error
         if not isinstance(message, dict):
             raise PeerNonsense("a message is not a JSON object")
@@ -98,7 +105,11 @@ class Channel:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     received = array.array("i")
                     received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                    self._fds.extend(received)
+                    if self._trusted:
+                        self._fds.extend(received)
+                    else:
+                        for fd in received:
+                            os.close(fd)
             if not data:
                 raise PeerGone("the channel was closed")
             parts.append(data)
@@ -106,7 +117,7 @@ class Channel:
         return b"".join(parts)
 
 
-def pair() -> tuple[Channel, socket.socket]:
-    """A connected pair: our end as a Channel, the other as a socket to hand to a child process."""
+def pair(*, trusted: bool = True) -> tuple[Channel, socket.socket]:
+    """A connected pair: our end as a Channel, the other as a socket to hand to a child process (see Channel)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    return Channel(ours), theirs
+    return Channel(ours, trusted=trusted), theirs
