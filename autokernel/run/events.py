@@ -41,6 +41,7 @@ class RunStarted:
     rows: tuple[Row, ...]
     budget_s: float | None
     max_experiments: int | None
+    max_cost_usd: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,25 @@ class TargetChosen:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentStarted:
-    """A candidate goes to the judge."""
+    """A candidate goes to the judge; ``attempt`` counts from 1, one more for each time that it was mended."""
 
     number: int
     target: Target
     kind: ExperimentKind
     idea: str
+    attempt: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Mending:
+    """A candidate failed and goes back to the proposer before it counts: attempt ``attempt`` of at most ``of``."""
+
+    number: int
+    target: Target
+    status: str
+    reason: str
+    attempt: int
+    of: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +142,7 @@ Event = (
     | TargetChosen
     | ExperimentStarted
     | JudgeStage
+    | Mending
     | ExperimentDone
     | MovedOn
     | Waiting

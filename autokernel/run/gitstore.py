@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -186,14 +186,16 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------- files
 
-    def check_out(self) -> dict[str, str]:
-        """Makes the tracked files on disk those of the branch tip. A version that git does not know is somebody's work:
-        it is moved into ``set-aside/``; returns path -> where it went.
+    def check_out(self, keep: Collection[str] = ()) -> dict[str, str]:
+        """Makes the tracked files on disk those of the branch tip, but for the paths in ``keep``. A version that git
+        does not know is somebody's work: it is moved into ``set-aside/``; returns path -> where it went.
         """
         tip = self.ref(BRANCH)
         assert tip is not None, "a workspace has a first commit"
         asides, files = {}, self._files(tip)
         for path, sha in files.items():
+            if path in keep:
+                continue
             data, file = self.blob(sha), self.folder / path
             present = file.read_bytes() if file.is_file() else None
             if present == data:
@@ -205,7 +207,7 @@ class Store:
                 asides[path] = str(place.relative_to(self.folder))
             write_file(file, data)
         index = git.IndexFile(self._repo)
-        index.add(sorted(files))
+        index.add(sorted(set(files) - set(keep)))
         index.write()
         return asides
 

@@ -23,7 +23,8 @@ FILE = "results.tsv"
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of results.tsv; the fields are the columns, in order. ``time`` is ISO 8601 UTC; ``seconds`` is the
-    experiment's wall time; ``commit`` and ``parent`` are git commits of the workspace.
+    experiment's wall time, and its cost what asking cost, both of all its attempts; ``commit`` and ``parent`` are git
+    commits of the workspace; ``attempts`` is 1, and 1 more for each time that it failed and was mended.
     """
 
     experiment: int
@@ -50,6 +51,7 @@ class Row:
     cost_usd: float
     commit: str
     parent: str
+    attempts: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -61,10 +63,12 @@ class Row:
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Row))
 HEADER = "\t".join(COLUMNS)
+OLDER = tuple(field.name for field in dataclasses.fields(Row) if field.default is dataclasses.MISSING)
+_KNOWN = {"\t".join(columns): columns for columns in (COLUMNS, OLDER)}  # header -> columns of a file that can be read
 
 
-def row_of(experiment: Experiment, parent: str) -> Row:
-    """The row of a finished experiment whose commit has this parent commit."""
+def row_of(experiment: Experiment, parent: str, attempts: int) -> Row:
+    """The row of a finished experiment whose commit has this parent commit, after so many attempts."""
     verdict, comparison, cost = experiment.verdict, experiment.comparison, experiment.cost
     measured = verdict.measurements
     return Row(
@@ -92,6 +96,7 @@ def row_of(experiment: Experiment, parent: str) -> Row:
         cost_usd=cost.cost_usd,
         commit=experiment.commit,
         parent=parent,
+        attempts=attempts,
     )
 
 
@@ -178,7 +183,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def format_row(row: Row) -> str:
+def format_row(row: Row, columns: Sequence[str] = COLUMNS) -> str:
     """The line of a row, without its newline. Floats keep seven significant digits."""
 
     def cell(value: object) -> str:
@@ -186,16 +191,16 @@ def format_row(row: Row) -> str:
             return ""
         return format(value, ".7g") if isinstance(value, float) else escape(str(value))
 
-    return "\t".join(cell(getattr(row, name)) for name in COLUMNS)
+    return "\t".join(cell(getattr(row, name)) for name in columns)
 
 
-def parse_row(line: str) -> Row:
+def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
     """The row of a line. Raises ValueError that names the column."""
     cells = line.split("\t")
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"{len(COLUMNS)} tab-separated columns expected, {len(cells)} found")
+    if len(cells) != len(columns):
+        raise ValueError(f"{len(columns)} tab-separated columns expected, {len(cells)} found")
     values: dict[str, Any] = {}
-    for name, cell in zip(COLUMNS, cells, strict=True):
+    for name, cell in zip(columns, cells, strict=True):
         try:
             values[name] = _PARSERS[name](cell)
         except ValueError as error:
@@ -207,7 +212,9 @@ def parse_row(line: str) -> Row:
 
 
 def parse(text: str, where: str) -> list[Row]:
-    """The rows of a file's text. Raises AutokernelError that names the line and the column."""
+    """The rows of a file's text, of this version or of the one before it, which had no ``attempts``. Raises
+    AutokernelError that names the line and the column.
+    """
 
     def wrong(number: int, what: str) -> AutokernelError:
         return AutokernelError(
@@ -215,7 +222,7 @@ def parse(text: str, where: str) -> list[Row]:
         )
 
     lines = text.split("\n")
-    if lines[0] != HEADER:
+    if lines[0] not in _KNOWN:
         raise wrong(
             1, f"the header of results.tsv was expected ({COLUMNS[0]}, {COLUMNS[1]}, ...), {lines[0][:40]!r} found"
         )
@@ -224,7 +231,7 @@ def parse(text: str, where: str) -> list[Row]:
     rows: list[Row] = []
     for number, line in enumerate(lines[1:], start=2):
         try:
-            row = parse_row(line)
+            row = parse_row(line, _KNOWN[lines[0]])
         except ValueError as error:
             raise wrong(number, str(error)) from error
         if row.experiment != len(rows) + 1:
@@ -250,9 +257,9 @@ def read(path: Path) -> list[Row]:
         raise AutokernelError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """The text of a whole file."""
-    return "".join(f"{line}\n" for line in [HEADER, *map(format_row, rows)])
+    return "".join(f"{line}\n" for line in ["\t".join(columns), *(format_row(row, columns) for row in rows)])
 
 
 def append(path: Path, row: Row) -> None:

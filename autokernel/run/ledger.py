@@ -4,12 +4,19 @@ An experiment is written in this order, each step one atomic rename:
 
 1. ``propose``: the candidate's commit, then ``refs/experiments/N``. From here the proposal (and what it cost) is safe:
    a run killed while the judge works judges this commit when it comes back.
-2. ``record``: the verdict, comparison and row as one blob under ``refs/records/N``. From here it is never judged again.
-3. a kept experiment advances the branch; any other leaves it where it was, and stays reachable by its ref.
-4. views for people: the tracked kernel file, ``experiments/N/``, and the line of results.tsv.
+2. ``mend``, where a candidate failed and came back mended: a commit of the mended file takes the place of the one
+   before under the same ref. A run killed before that judges the failed one again, and one after it the mended one.
+3. ``record``: the verdict, comparison and row as one blob under ``refs/records/N``. From here it is never judged again.
+4. a kept experiment advances the branch; any other leaves it where it was, and stays reachable by its ref.
+5. views for people: the tracked kernel file, ``experiments/N/``, and the line of results.tsv.
 
-``Ledger`` finishes steps 3 and 4 from the refs when it opens a workspace. What the two refs say is the truth; views
+``Ledger`` finishes steps 4 and 5 from the refs when it opens a workspace. What the two refs say is the truth; views
 that disagree are set aside and written anew, with a note that names the line.
+
+What is too long for a commit's message (failed attempts, exchanges with a model) is a blob under ``refs/details/N``,
+written before the commit that counts it. It only grows, and a commit says how much of it is its own: what a kill left
+over at its end belongs to nobody. What was spent on asking moves from ``unbooked.json`` into the commit or record that
+names its entry; an entry that both hold is dropped when the workspace opens.
 """
 
 from __future__ import annotations
@@ -18,14 +25,15 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from autokernel.run import history
-from autokernel.run.gitstore import BRANCH, Store, told, write_file
+from autokernel.extension import Attempt, Exchange
+from autokernel.run import details, history, unbooked, views
+from autokernel.run.gitstore import BRANCH, Store, told
 from autokernel.run.history import Row
+from autokernel.run.unbooked import Unbooked
 from autokernel.types import (
     AutokernelError,
     Candidate,
@@ -46,6 +54,8 @@ IGNORED = (
     "profile.json",
     "run.json",
     "headline.json",
+    unbooked.FILE,
+    "HINTS.md",
     "report.md",
     "progress.png",
     "set-aside/",
@@ -56,7 +66,9 @@ IGNORED = (
 
 @dataclasses.dataclass(frozen=True)
 class Proposed:
-    """A candidate that is committed and has no verdict yet. ``spent_s`` is what proposing it took."""
+    """A candidate that is committed and has no verdict yet. ``spent_s`` is what proposing it took, and proposing and
+    judging the ``attempts`` that failed before it; ``cost`` and ``exchanges`` are those of all of them.
+    """
 
     number: int
     target: Target
@@ -66,6 +78,8 @@ class Proposed:
     spent_s: float
     commit: str
     parent: str
+    attempts: tuple[Attempt, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
 
 class Ledger:
@@ -81,25 +95,33 @@ class Ledger:
         starters: Callable[[], Mapping[str, str]],
         note: Callable[[str], None] = lambda message: None,
         held: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        edited: Collection[str] = (),
     ) -> None:
         """Opens or creates the repository in ``folder`` and finishes what a killed run began.
 
         ``starters`` gives each target's file and its first source; asked only when there is no first commit yet.
-        The caller holds the workspace's lock.
+        ``edited`` names tracked files that are being edited by hand: they are left as they are. The caller holds the
+        workspace's lock.
         """
         self.folder, self._targets, self._note, self._held = folder, {t.name: t for t in targets}, note, held
         self.rows: list[Row] = []
         self.pending: Proposed | None = None
         self._experiments: dict[str, list[Experiment]] = {t.name: [] for t in targets}
-        self._judged: set[tuple[str, str]] = set()
+        self._outcomes: dict[tuple[str, str], str] = {}  # (target, source id) -> what became of it
         with told(folder), held():
             self._store = self._open(starters)
-            self._recover()
+            self.unbooked = Unbooked(folder)
+            self._recover(edited)
 
     def close(self) -> None:
+        self.unbooked.close()
         self._store.close()
 
     # ------------------------------------------------------------------------------------------------ questions
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        return tuple(self._targets.values())
 
     def experiments(self, target: str) -> Sequence[Experiment]:
         """This target's finished experiments, oldest first."""
@@ -115,7 +137,11 @@ class Ledger:
 
     def judged(self, target: Target, source: str) -> bool:
         """Whether this very source already has a verdict for this target."""
-        return (target.name, source_id(source)) in self._judged
+        return (target.name, source_id(source)) in self._outcomes
+
+    def outcome(self, target: Target, source: str) -> str:
+        """What became of a source that was judged, in words."""
+        return self._outcomes[target.name, source_id(source)]
 
     @property
     def tip(self) -> str:
@@ -127,31 +153,54 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------ writing
 
-    def propose(self, target: Target, candidate: Candidate, kind: Kind, cost: Cost, spent_s: float) -> Proposed:
-        """Commits a candidate on top of the branch tip, without moving the branch."""
+    def propose(self, target: Target, candidate: Candidate, kind: Kind, spent_s: float) -> Proposed:
+        """Commits a candidate on top of the branch tip, without moving the branch; books what was spent on it."""
         number, parent = len(self.rows) + 1, self.tip
+        return self._commit(Proposed(number, target, candidate, kind, Cost(), spent_s, "", parent))
+
+    def mend(self, proposed: Proposed, failed: Verdict, candidate: Candidate, spent_s: float) -> Proposed:
+        """Puts a mended candidate in the place of the one that failed: the same experiment, one attempt more.
+        ``spent_s`` is what judging the one before and asking for this one took.
+        """
+        before, number = proposed.candidate, len(proposed.attempts) + 1
+        attempts = (*proposed.attempts, Attempt(before.source, before.idea, failed, number))
+        spent_s += proposed.spent_s
+        return self._commit(dataclasses.replace(proposed, candidate=candidate, attempts=attempts, spent_s=spent_s))
+
+    def _commit(self, proposed: Proposed) -> Proposed:
+        number, target, candidate = proposed.number, proposed.target, proposed.candidate
+        booked = self.unbooked.loose()
+        cost = unbooked.total([proposed.cost, *(entry.cost for entry in booked)])
+        exchanges = (*proposed.exchanges, *(exchange for entry in booked for exchange in entry.exchanges))
         trailer = {
             "target": target.name,
-            "kind": kind,
+            "kind": proposed.kind,
             "idea": candidate.idea,
             "author": candidate.author,
             "parent": candidate.parent,
             "cost": dataclasses.asdict(cost),
-            "spent_s": spent_s,
+            "spent_s": proposed.spent_s,
+            "attempts": len(proposed.attempts),
+            "exchanges": len(exchanges),
+            "booked": [entry.id for entry in booked],
         }
         subject = " ".join(f"experiment {number}, {target.name}: {candidate.idea}".split())
         message = f"{_encodable(subject[:100])}\n\n{_TRAILER}{json.dumps(trailer)}\n"
         with told(self.folder), self._held():
+            details.put(self._store, number, proposed.attempts, exchanges)
             changes = {target.file: candidate.source}
-            commit = self._store.put_commit(parent, changes, message, int(_now().timestamp()))
+            commit = self._store.put_commit(proposed.parent, changes, message, int(_now().timestamp()))
             self._store.set_ref(f"{_EXPERIMENTS}/{number}", commit)
-            self.pending = Proposed(number, target, candidate, kind, cost, spent_s, commit, parent)
+            self.unbooked.drop([entry.id for entry in booked])
+            self.pending = dataclasses.replace(proposed, commit=commit, cost=cost, exchanges=exchanges)
         return self.pending
 
     def record(
         self, proposed: Proposed, verdict: Verdict, comparison: Comparison | None, decision: Decision, judging_s: float
     ) -> Experiment:
         """Writes the outcome: keeps or resets the branch, appends the row. Returns the finished experiment."""
+        booked = self.unbooked.loose()  # asking for a fix that did not come
+        exchanges = (*proposed.exchanges, *(exchange for entry in booked for exchange in entry.exchanges))
         experiment = Experiment(
             number=proposed.number,
             time=_now().strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -162,49 +211,44 @@ class Ledger:
             decision=decision,
             seconds=proposed.spent_s + judging_s,
             commit=proposed.commit,
-            cost=proposed.cost,
+            cost=unbooked.total([proposed.cost, *(entry.cost for entry in booked)]),
         )
-        row = history.row_of(experiment, proposed.parent)
-        record = {
+        row = history.row_of(experiment, proposed.parent, len(proposed.attempts) + 1)
+        record: dict[str, Any] = {
             "row": row.to_json(),
             "verdict": verdict.to_json(),
             "comparison": dataclasses.asdict(comparison) if comparison else None,
+            "attempts": [source_id(attempt.source) for attempt in proposed.attempts],
+            "exchanges": len(exchanges),
+            "booked": [entry.id for entry in booked],
         }
         with told(self.folder), self._held():
+            if booked:
+                details.put(self._store, proposed.number, proposed.attempts, exchanges)
             blob = self._store.put_blob(json.dumps(record, indent=1).encode())
             self._store.set_ref(f"{_RECORDS}/{proposed.number}", blob)
+            self.unbooked.drop([entry.id for entry in booked])
             self.pending = None
-            self._remember(row, experiment)
+            self._remember(row, experiment, record["attempts"])
             if decision == "keep":
                 self._store.set_ref(BRANCH, proposed.commit)
                 self._store.check_out()
-            self._write_folder(experiment)
+            views.write_experiment(self.folder, experiment, proposed.attempts, exchanges)
             history.append(self.folder / history.FILE, row)
         return experiment
 
-    def _remember(self, row: Row, experiment: Experiment) -> None:
+    def reset_files(self) -> None:
+        """Makes the kernel files on disk the champions again, after an edit by hand that was not kept."""
+        with told(self.folder), self._held():
+            self._store.check_out()
+
+    def _remember(self, row: Row, experiment: Experiment, mended: Sequence[str]) -> None:
         self.rows.append(row)
         self._experiments[row.target].append(experiment)
-        self._judged.add((row.target, experiment.candidate.id))
-
-    def _write_folder(self, experiment: Experiment) -> None:
-        """``experiments/N``: candidate.py, verdict.json, log.txt, and comparison.json where there is one."""
-        verdict, comparison = experiment.verdict, experiment.comparison
-        place = self.folder / "experiments" / str(experiment.number)
-        temporary = place.with_name(f".{experiment.number}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        files = {
-            "candidate.py": experiment.candidate.source,
-            "verdict.json": json.dumps(verdict.to_json(), indent=1),
-            "log.txt": f"{verdict.status.value} at {verdict.stage}: {verdict.reason}\n{verdict.log_tail}\n",
-        }
-        if comparison:
-            files["comparison.json"] = json.dumps(dataclasses.asdict(comparison), indent=1)
-        for name, text in files.items():
-            (temporary / name).write_bytes(text.encode("utf-8", "replace"))
-        shutil.rmtree(place, ignore_errors=True)
-        temporary.rename(place)
+        outcome = _outcome(row.experiment, experiment.verdict, experiment.decision)
+        for source in mended:
+            self._outcomes[row.target, source] = f"an attempt that failed and was mended; in the end: {outcome}"
+        self._outcomes[row.target, experiment.candidate.id] = outcome
 
     # ------------------------------------------------------------------------------------------------ opening
 
@@ -223,7 +267,7 @@ class Ledger:
         message = "The starters, as extracted from the model"
         return Store.create(self.folder, {".gitignore": ignored, **starters()}, message, int(_now().timestamp()))
 
-    def _recover(self) -> None:
+    def _recover(self, edited: Collection[str]) -> None:
         commits, records = self._store.numbered(_EXPERIMENTS), self._store.numbered(_RECORDS)
         count = len(records)
         if set(records) != set(range(1, count + 1)) or set(commits) - {count + 1} != set(records):
@@ -235,20 +279,17 @@ class Ledger:
         for number in range(1, count + 1):
             self._load(self._proposed(number, commits[number]), json.loads(self._store.blob(records[number])))
         if count + 1 in commits:
-            self.pending = self._proposed(count + 1, commits[count + 1])
+            self.pending = self._proposed(count + 1, commits[count + 1], whole=True)
         self._settle_branch()
-        for path, aside in self._store.check_out().items():
+        for path, aside in self._store.check_out(edited).items():
             self._note(f"{path} was edited by hand: the run goes on from the branch tip, the edit is in {aside}")
-        for experiments in self._experiments.values():
-            for experiment in experiments:
-                if not (self.folder / "experiments" / str(experiment.number) / "verdict.json").exists():
-                    self._write_folder(experiment)
-        self._settle_table()
+        views.settle_table(self.folder, self.rows, self._note)
 
-    def _proposed(self, number: int, commit: str) -> Proposed:
-        """Reads an experiment's commit back."""
+    def _proposed(self, number: int, commit: str, whole: bool = False) -> Proposed:
+        """Reads an experiment's commit back; its attempts and exchanges only if it is wanted ``whole``."""
         body = self._store.message(commit)
         trailer = json.loads(body[body.index(_TRAILER) + len(_TRAILER) :])
+        self.unbooked.drop(trailer.get("booked", ()))
         target = self._targets.get(trailer["target"])
         if target is None:
             raise AutokernelError(
@@ -258,10 +299,15 @@ class Ledger:
         source = self._store.text(commit, target.file) or ""
         candidate = Candidate(target.name, source, trailer["parent"], trailer["idea"], trailer["author"])
         cost, parent = Cost(**trailer["cost"]), self._store.parent(commit)
-        return Proposed(number, target, candidate, trailer["kind"], cost, trailer["spent_s"], commit, parent)
+        counts = (trailer.get("attempts", 0), trailer.get("exchanges", 0)) if whole else (0, 0)
+        attempts, exchanges = details.get(self._store, number, *counts)
+        return Proposed(
+            number, target, candidate, trailer["kind"], cost, trailer["spent_s"], commit, parent, attempts, exchanges
+        )
 
     def _load(self, proposed: Proposed, record: Mapping[str, Any]) -> None:
         row, comparison = Row.from_json(record["row"]), record["comparison"]
+        self.unbooked.drop(record.get("booked", ()))
         experiment = Experiment(
             number=row.experiment,
             time=row.time,
@@ -272,9 +318,13 @@ class Ledger:
             decision=row.decision,
             seconds=row.seconds,
             commit=row.commit,
-            cost=proposed.cost,
+            cost=Cost(row.tokens_in, row.tokens_out, row.cost_usd),
         )
-        self._remember(row, experiment)
+        attempts = record.get("attempts", ())
+        self._remember(row, experiment, attempts)
+        if not (views.experiment_folder(self.folder, row.experiment) / "verdict.json").exists():
+            counts = len(attempts), record.get("exchanges", 0)
+            views.write_experiment(self.folder, experiment, *details.get(self._store, row.experiment, *counts))
 
     def _settle_branch(self) -> None:
         """Finishes a keep that was recorded and not yet carried out; refuses a branch that no experiment made."""
@@ -289,38 +339,6 @@ class Ledger:
             )
         self._store.set_ref(BRANCH, kept[-1].commit)
 
-    def _settle_table(self) -> None:
-        """Makes results.tsv agree with the refs; a file that was broken is kept beside it and named."""
-        path = self.folder / history.FILE
-        expected = history.render(self.rows)
-        found = path.read_bytes() if path.exists() else b""
-        if found == expected.encode():
-            return
-        if found and not expected.encode().startswith(found):
-            theirs, ours = found.split(b"\n"), expected.encode().split(b"\n")
-            pairs = enumerate(zip(theirs, ours, strict=False), start=1)
-            line = next((number for number, (a, b) in pairs if a != b), min(len(theirs), len(ours)))
-            try:
-                more = len(history.parse(found.decode("utf-8"), str(path))) > len(self.rows)
-            except (AutokernelError, UnicodeDecodeError):
-                more = False
-            if more:
-                raise AutokernelError(
-                    f"{path} line {len(ours)}: experiment {len(self.rows) + 1} is told of, and git has no "
-                    f"refs/records/{len(self.rows) + 1}. Put .git back as it was, or remove the lines from there on"
-                )
-            aside = _unused(path)
-            write_file(aside, found)
-            self._note(f"{path} line {line} was broken: restored from the git refs; the broken file is {aside.name}")
-        elif found and not found.endswith(b"\n"):
-            self._note(f"{path} line {found.count(10) + 1} was cut off: restored from the git refs")
-        write_file(path, expected.encode())
-
-
-def _unused(path: Path) -> Path:
-    names = (path.with_name(f"{path.name}.broken-{n}") for n in range(1, 10_000))
-    return next(name for name in names if not name.exists())
-
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
@@ -328,3 +346,7 @@ def _now() -> datetime.datetime:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _outcome(number: int, verdict: Verdict, decision: str) -> str:
+    return f"experiment {number}, {verdict.status.value}, {decision}: {verdict.reason}"

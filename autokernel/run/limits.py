@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from autokernel.run.history import Row
+from autokernel.types import Cost
 
 
 @dataclasses.dataclass(frozen=True)
 class StopReason:
     """Why the loop ended; ``message`` is a sentence for a person."""
 
-    kind: Literal["budget", "experiments", "tokens", "cost", "exhausted", "interrupted"]
+    kind: Literal["budget", "experiments", "tokens", "cost", "exhausted", "proposer", "interrupted"]
     message: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """None means no limit. ``started_s`` is the monotonic clock when this invocation began."""
+    """None means no limit. ``started_s`` is the monotonic clock when this invocation began. No proposal is asked for
+    once a limit is reached; what was asked before may go past it by its own cost.
+    """
 
     budget_s: float | None = None
     max_experiments: int | None = None
@@ -32,10 +35,10 @@ class Limits:
         """Seconds of the budget that are left; infinity where there is none."""
         return float("inf") if self.budget_s is None else self.budget_s - (time.monotonic() - self.started_s)
 
-    def reached(self, rows: Sequence[Row]) -> StopReason | None:
-        """The first limit that has been reached, or None."""
-        tokens = sum(row.tokens_in + row.tokens_out for row in rows)
-        cost_usd = sum(row.cost_usd for row in rows)
+    def reached(self, rows: Sequence[Row], beside: Cost) -> StopReason | None:
+        """The first limit that has been reached, or None. ``beside`` is what was spent and stands in no row."""
+        tokens = sum(row.tokens_in + row.tokens_out for row in rows) + beside.tokens_in + beside.tokens_out
+        cost_usd = sum(row.cost_usd for row in rows) + beside.cost_usd
         if self.left_s() <= 0:
             return StopReason("budget", f"the budget of {self.budget_s:.0f} s is spent")
         if self.max_experiments is not None and len(rows) >= self.max_experiments:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from autokernel.evaluate.client import Assignment, Evaluation, Judge, JudgeFailed
+from autokernel.evaluate.client import Judge
+from autokernel.extension import ProposerFailed
+from autokernel.redact import redact
 from autokernel.run import orchestrator
-from autokernel.run.brief import Desk
-from autokernel.run.events import ExperimentDone, ExperimentStarted, JudgeStage, MovedOn, Note, Observer, TargetChosen
-from autokernel.run.ledger import Ledger, Proposed
+from autokernel.run.desk import Desk, Leave
+from autokernel.run.events import MovedOn, Observer, TargetChosen
+from autokernel.run.experiment import run_one
+from autokernel.run.ledger import Ledger
 from autokernel.run.limits import Limits, StopReason
-from autokernel.run.orchestrator import Choice, MoveOn
-from autokernel.types import Decision, Status, Target, Verdict
+from autokernel.run.orchestrator import Choice, MoveOn, Roster
+from autokernel.types import Target
 
 
 def run(
@@ -25,21 +26,21 @@ def run(
     rules: MoveOn,
     observer: Observer,
 ) -> StopReason:
-    """Runs experiments until a limit is reached or nobody has an idea left.
+    """Runs experiments until a limit is reached, nobody has an idea left, or the proposer fails for good.
 
     A candidate's failure is a verdict. What is raised from here (AutokernelError, an interruption) leaves the
     workspace consistent: the experiment in flight is committed and will be judged when the run comes back.
     """
-    exhausted: set[str] = set()
+    roster = Roster(targets, rules)
     current: Choice | None = None
     while True:
-        if reason := limits.reached(ledger.rows):
+        if reason := limits.reached(ledger.rows, ledger.unbooked.total()):
             return reason
 
         # 1. The target with the most expected gain; a proposal that an earlier process left unjudged comes first.
         proposed = ledger.pending
         if proposed is None:
-            choice = orchestrator.choose(targets, ledger.rows, exhausted, rules)
+            choice = roster.choose(ledger.rows)
             if choice is None:
                 return StopReason("exhausted", "nothing is left to try on any target")
             if current is None or (choice.target.name, choice.visit) != (current.target.name, current.visit):
@@ -47,58 +48,23 @@ def run(
             current = choice
 
             # 2. Ask the strategy, propose, commit.
-            move = desk.next(choice.target)
-            if move is None and limits.reached(ledger.rows):
+            try:
+                move = desk.next(choice.target)
+            except ProposerFailed as error:
+                return StopReason("proposer", redact(str(error)))
+            if isinstance(move, Leave):
+                if not limits.reached(ledger.rows, ledger.unbooked.total()):
+                    observer.on_event(MovedOn(choice.target, move.reason))
+                    roster.leave(choice.target, move.for_good)
+                    current = None
                 continue
-            if move is None:
-                exhausted.add(choice.target.name)
-                observer.on_event(MovedOn(choice.target, "the proposer has nothing left to try"))
-                continue
-            proposed = ledger.propose(choice.target, move.candidate, move.kind, move.cost, move.spent_s)
+            proposed = ledger.propose(choice.target, move.candidate, move.kind, move.spent_s)
 
-        # 3. Judge, and decide by the comparison alone.
-        observer.on_event(ExperimentStarted(proposed.number, proposed.target, proposed.kind, proposed.candidate.idea))
-        evaluation = _judge(ledger, judge, proposed, observer)
-        decision = _decide(proposed, evaluation)
-
-        # 4. Keep (the branch advances) or reset; append the row.
-        experiment = ledger.record(proposed, evaluation.verdict, evaluation.comparison, decision, evaluation.seconds)
+        # 3. Judge; mend what failed; keep (the branch advances) or reset by the comparison alone; append the row.
+        experiment = run_one(ledger, judge, proposed, observer, desk.mend)
         desk.tell(experiment)
-        reason_told = evaluation.comparison.reason if evaluation.comparison else evaluation.verdict.reason
-        projected = orchestrator.projected_speedup(targets, ledger.rows)
-        observer.on_event(ExperimentDone(ledger.rows[-1], reason_told, projected))
+        roster.worked(experiment.target)
 
-        # 5. Move on when a criterion says so.
+        # 4. Move on when a criterion says so.
         if left := orchestrator.visits(ledger.rows, rules)[-1].left:
             observer.on_event(MovedOn(proposed.target, left))
-
-
-def _judge(ledger: Ledger, judge: Judge, proposed: Proposed, observer: Observer) -> Evaluation:
-    """The judge's answer. A candidate that kills the judge twice has crashed; twice in a row, the judge is broken."""
-    baseline = proposed.kind == "baseline"
-    assignment = Assignment(
-        target=proposed.target,
-        source=proposed.candidate.source,
-        incumbent=None if baseline else ledger.incumbent(proposed.target),
-    )
-    started_s = time.monotonic()
-
-    def on_event(event: Mapping[str, Any]) -> None:
-        if event.get("event") == "stage":
-            observer.on_event(JudgeStage(proposed.number, event["stage"], event["done"], event["of"]))
-
-    try:
-        return judge.evaluate(assignment, on_event)
-    except JudgeFailed as error:
-        last = ledger.rows[-1] if ledger.rows else None
-        if proposed.kind != "candidate" or (last and last.stage == "judge"):
-            raise
-        observer.on_event(Note(f"experiment {proposed.number}: {error}; recorded as a crash"))
-        verdict = Verdict(Status.CRASH, "judge", f"the judge did not survive this candidate: {error}")
-        return Evaluation(verdict, None, time.monotonic() - started_s)
-
-
-def _decide(proposed: Proposed, evaluation: Evaluation) -> Decision:
-    if proposed.kind != "candidate":
-        return proposed.kind
-    return "keep" if evaluation.comparison and evaluation.comparison.keep else "revert"

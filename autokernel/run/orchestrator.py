@@ -5,6 +5,7 @@ Everything here is derived from the rows and the profile's targets: a resumed ru
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 
@@ -52,6 +53,36 @@ class Visit:
     target: str
     rows: tuple[Row, ...]
     left: str = ""
+
+
+class Roster:
+    """Which targets this invocation still works on. One for which no candidate came is passed over until another
+    target had its turn, and given up when none comes the second time, or never will.
+    """
+
+    def __init__(self, targets: Sequence[Target], rules: MoveOn) -> None:
+        self._targets, self._rules = targets, rules
+        self._given_up: set[str] = set()
+        self._resting: set[str] = set()
+        self._empty: collections.Counter[str] = collections.Counter()  # visits in a row without an experiment
+
+    def choose(self, rows: Sequence[Row]) -> Choice | None:
+        """The target of the next experiment, or None when every target is given up or dropped."""
+        choice = choose(self._targets, rows, self._given_up | self._resting, self._rules)
+        if choice is None and self._resting:
+            self._resting.clear()
+            choice = choose(self._targets, rows, self._given_up, self._rules)
+        return choice
+
+    def leave(self, target: Target, for_good: bool) -> None:
+        """No candidate came for this target."""
+        self._empty[target.name] += 1
+        (self._given_up if for_good or self._empty[target.name] > 1 else self._resting).add(target.name)
+
+    def worked(self, target: Target) -> None:
+        """An experiment was made on this target."""
+        self._empty[target.name] = 0
+        self._resting.clear()
 
 
 def choose(

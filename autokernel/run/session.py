@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from autokernel import registry
-from autokernel.evaluate.client import Assignment, Judge, JudgeClient, JudgeOptions
+from autokernel.evaluate.client import JudgeClient, JudgeOptions
 from autokernel.extension import ProposerOptions
-from autokernel.run import history, loop, orchestrator, workspace
-from autokernel.run.brief import Desk
-from autokernel.run.events import HeadlineStarted, JudgeStage, Note, Observer, RunStarted, Stopped
-from autokernel.run.gitstore import told, write_file
+from autokernel.run import headline, loop, orchestrator, workspace
+from autokernel.run.desk import Desk
+from autokernel.run.events import Note, Observer, RunStarted, Stopped
 from autokernel.run.history import Row
 from autokernel.run.ledger import Ledger
 from autokernel.run.limits import Limits, StopReason
 from autokernel.run.orchestrator import MoveOn
-from autokernel.types import AutokernelError, Status, Target
+from autokernel.run.signals import Interrupted, Signals
+from autokernel.types import AutokernelError, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,55 +68,50 @@ class Summary:
     signal: int | None = None
 
 
-class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP came; not an Exception, so that nothing on the way takes it for a failure."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A workspace that this process holds: its targets in rank order, its device's facts, and its ledger."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+    folder: Path
+    targets: tuple[Target, ...]
+    hardware: Mapping[str, Any]
+    ledger: Ledger
 
 
-class Signals:
-    """Turns the signals that end a run into ``Interrupted``; inside ``held`` they wait until the write is whole."""
+@contextlib.contextmanager
+def opened(
+    folder: Path,
+    observer: Observer,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    held: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    edited: Collection[str] = (),
+) -> Iterator[Opened]:
+    """Holds a workspace and opens its ledger, which finishes what a killed run began.
 
-    def __init__(self) -> None:
-        self._depth = 0
-        self._waiting: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signal handlers
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                before = signal.getsignal(number)
-                if before is not signal.SIG_IGN:  # nohup asked for it
-                    self._before[number] = before
-                    signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._depth:
-            self._waiting = number
-        else:
-            raise Interrupted(number)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-        if not self._depth and self._waiting is not None:
-            number, self._waiting = self._waiting, None
-            raise Interrupted(number)
+    ``prepare`` runs once the lock is held and before anything is read: it makes what a new workspace lacks. ``held``
+    and ``edited`` are the ledger's. Raises AutokernelError: another run works here, or something in it is broken.
+    """
+    with workspace.lock(folder):
+        prepare()
+        data = workspace.read_json(folder / "profile.json")
+        targets = tuple(Target.from_json(target) for target in data["targets"])
+        ledger = Ledger(
+            folder,
+            targets,
+            starters=lambda: workspace.starters(folder, targets),
+            note=lambda text: observer.on_event(Note(text)),
+            held=held,
+            edited=edited,
+        )
+        with contextlib.closing(ledger):
+            yield Opened(folder, targets, data.get("hardware", {}), ledger)
 
 
 def start(options: RunOptions, observer: Observer) -> Summary:
-    """Runs, or resumes, until a limit, a signal, or nobody has an idea left. Raises AutokernelError: one clear line."""
+    """Runs, or resumes, until a limit, a signal, nobody has an idea left, or the proposer fails for good. Raises
+    AutokernelError: one clear line.
+    """
     limits = Limits(options.budget_s, options.max_experiments, options.max_tokens, options.max_cost_usd)
     proposer = registry.load("proposers", "playbook" if options.proposer == "auto" else options.proposer)(
         options.proposer_options
@@ -141,111 +132,68 @@ def start(options: RunOptions, observer: Observer) -> Summary:
     }
     folder = workspace.folder_of(options.results_dir, options.model, options.device, options.name, options.fresh)
     workspace.require(backend)
-    with Signals() as signals, workspace.lock(folder):
+    targets: tuple[Target, ...] = ()
+    rows: list[Row] = []
+
+    def prepare() -> None:
         workspace.settle(folder, wanted)
-        targets: tuple[Target, ...] = ()
-        rows: list[Row] = []
+        _profile(folder, options, backend, observer)
+
+    number: int | None = None
+    with Signals() as signals:
         try:
-            data = _profile(folder, options, backend, observer)
-            targets = tuple(Target.from_json(target) for target in data["targets"])
-            ledger = Ledger(
-                folder,
-                targets,
-                starters=lambda: workspace.starters(folder, targets),
-                note=lambda text: observer.on_event(Note(text)),
-                held=signals.held,
-            )
-            rows = ledger.rows
-            observer.on_event(
-                RunStarted(
-                    name=folder.name,
-                    folder=str(folder),
-                    model=str(options.model),
-                    device=options.device,
-                    proposer=proposer.name,
-                    strategy=options.strategy,
-                    targets=targets,
-                    rows=tuple(rows),
-                    budget_s=options.budget_s,
-                    max_experiments=options.max_experiments,
+            with opened(folder, observer, prepare=prepare, held=signals.held) as place:
+                targets, rows = place.targets, place.ledger.rows
+                observer.on_event(
+                    RunStarted(
+                        name=folder.name,
+                        folder=str(folder),
+                        model=str(options.model),
+                        device=options.device,
+                        proposer=proposer.name,
+                        strategy=options.strategy,
+                        targets=targets,
+                        rows=tuple(rows),
+                        budget_s=options.budget_s,
+                        max_experiments=options.max_experiments,
+                        max_cost_usd=options.max_cost_usd,
+                    )
                 )
-            )
-            judge_options = JudgeOptions(device=options.device, min_gain=options.min_gain, threads=options.threads)
-            with contextlib.closing(ledger), JudgeClient(folder / "scratch" / "judge", judge_options) as judge:
                 desk = Desk(
-                    ledger,
+                    place.ledger,
                     proposer,
                     lambda target: create_strategy(),
-                    data.get("hardware", {}),
+                    place.hardware,
                     limits,
                     observer,
+                    model=options.model.stem,
                     seed=options.seed,
                     aa_rate=options.aa_rate,
                 )
-                rules = options.move_on.within(options.budget_s, len(targets))
-                before = len(ledger.rows)
-                reason = loop.run(ledger, targets, desk, judge, limits, rules, observer)
-                if reason.kind == "budget" and len(ledger.rows) == before:
-                    again = (
-                        "before the first experiment, on profile and set-up; the same command again goes on from here"
-                    )
-                    reason = StopReason("budget", f"{reason.message} {again}")
-                if options.headline:
-                    headline(ledger, targets, judge, observer)
+                judge_options = JudgeOptions(device=options.device, min_gain=options.min_gain, threads=options.threads)
+                with JudgeClient(folder / "scratch" / "judge", judge_options) as judge:
+                    rules = options.move_on.within(options.budget_s, len(targets))
+                    before = len(rows)
+                    with contextlib.closing(desk):
+                        reason = loop.run(place.ledger, targets, desk, judge, limits, rules, observer)
+                    if reason.kind == "budget" and len(rows) == before:
+                        early = "before the first experiment, on profile and set-up"
+                        again = f"{reason.message} {early}; the same command again goes on from here"
+                        reason = StopReason("budget", again)
+                    if options.headline:
+                        headline.measure(place.ledger, targets, judge, observer)
         except Interrupted as stop:
+            number = stop.number
             reason = StopReason("interrupted", f"{stop} came; the same command again goes on from here")
-            observer.on_event(Stopped(reason.message))
-            projected = orchestrator.projected_speedup(targets, rows)
-            return Summary(folder, reason, targets, tuple(rows), projected, stop.number)
     observer.on_event(Stopped(reason.message))
-    return Summary(folder, reason, targets, tuple(rows), orchestrator.projected_speedup(targets, rows))
+    return Summary(folder, reason, targets, tuple(rows), orchestrator.projected_speedup(targets, rows), number)
 
 
-def _profile(folder: Path, options: RunOptions, backend: str, observer: Observer) -> Mapping[str, Any]:
-    """The workspace's profile.json, made first where there is none."""
-    path = folder / "profile.json"
-    if not path.exists():
+def _profile(folder: Path, options: RunOptions, backend: str, observer: Observer) -> None:
+    """Makes the workspace's profile.json where there is none."""
+    if not (folder / "profile.json").exists():
         arguments = ["--model", str(options.model), "--device", options.device, "--dtype", options.dtype]
         arguments += ["--backend", backend]
         for name, value in options.settings.items():
             arguments += ["--set", f"{name}={value}"]
         workspace.profile(folder, arguments, observer.on_event)
-    return workspace.read_json(path)
-
-
-def headline(ledger: Ledger, targets: tuple[Target, ...], judge: Judge, observer: Observer) -> None:
-    """Measures each improved target's champion against its baselines, thoroughly and in one session: headline.json.
-
-    Only this figure is published: gains of single steps are never multiplied. A champion measured before is not
-    measured again.
-    """
-    path = ledger.folder / "headline.json"
-    known: dict[str, Any] = workspace.read_json(path)["targets"] if path.exists() else {}
-    champions = {target.name: history.champion(ledger.rows, target.name) for target in targets}
-    improved = {name: row for name, row in champions.items() if row and row.decision == "keep"}
-    due = [t for t in targets if t.name in improved and known.get(t.name, {}).get("commit") != improved[t.name].commit]
-    for done, target in enumerate(due):
-        observer.on_event(HeadlineStarted(target, done, len(due)))
-        row = improved[target.name]
-        assignment = Assignment(target=target, source=ledger.incumbent(target), baselines=True, thorough=True)
-
-        def on_event(event: Mapping[str, Any], number: int = row.experiment) -> None:
-            if event.get("event") == "stage":
-                observer.on_event(JudgeStage(number, event["stage"], event["done"], event["of"]))
-
-        verdict = judge.evaluate(assignment, on_event).verdict
-        measured = verdict.measurements
-        known[target.name] = {
-            "commit": row.commit,
-            "experiment": row.experiment,
-            "status": verdict.status.value,
-            "reason": verdict.reason,
-            **(dataclasses.asdict(measured) if measured else {}),
-            "speedup_vs_eager": measured.speedup_vs_eager if measured else None,
-            "speedup_vs_best": measured.speedup_vs_best if measured else None,
-        }
-        if verdict.status is not Status.PASS:
-            failed = f"its champion failed the thorough judgement: {verdict.status.value}, {verdict.reason}"
-            observer.on_event(Note(f"{target.name}: {failed}"))
-        with told(path):
-            write_file(path, json.dumps({"version": workspace.VERSION, "targets": known}, indent=1).encode())

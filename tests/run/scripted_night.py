@@ -21,12 +21,12 @@ from autokernel.evaluate.client import Assignment, Evaluation
 from autokernel.extension import Brief, Proposal
 from autokernel.registry import load
 from autokernel.run import loop, workspace
-from autokernel.run.brief import Desk
+from autokernel.run.desk import Desk
 from autokernel.run.events import Event
 from autokernel.run.ledger import Ledger
 from autokernel.run.limits import Limits, StopReason
 from autokernel.run.orchestrator import MoveOn
-from autokernel.run.session import Interrupted, Signals
+from autokernel.run.signals import Interrupted, Signals
 from autokernel.types import Comparison, Cost, Measurements, Status, Target, Verdict, Workload, source_id
 
 EAGER_US, FLOOR_US, STARTER_US = 100.0, 10.0, 120.0

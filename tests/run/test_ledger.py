@@ -182,7 +182,7 @@ def test_a_recorded_keep_that_was_not_carried_out_is_finished(tmp_path):
     folder = tmp_path / "run"
     with workspace.lock(folder), contextlib.closing(Ledger(folder, TARGETS, starters)) as ledger:
         parent, candidate = ledger.tip, Candidate("softmax", source(50.0), "", "faster", "me")
-        proposed = ledger.propose(TARGETS[0], candidate, "candidate", Cost(), 0.0)
+        proposed = ledger.propose(TARGETS[0], candidate, "candidate", 0.0)
         verdict = Verdict(Status.PASS, "done", "", measurements=Measurements(50.0, {}, None, {}, 0.1))
         ledger.record(proposed, verdict, Comparison(0.5, 0.4, 0.6, 8, True, "", 100.0, 50.0), "keep", 1.0)
         assert latency_us(ledger.incumbent(TARGETS[0])) == 50.0
@@ -196,7 +196,10 @@ def test_a_proposal_without_a_verdict_waits_to_be_judged(tmp_path):
     folder = tmp_path / "run"
     candidate = Candidate("softmax", source(50.0), "abc", "two\nlines", "me")
     with workspace.lock(folder), contextlib.closing(Ledger(folder, TARGETS, starters)) as ledger:
-        proposed = ledger.propose(TARGETS[0], candidate, "candidate", Cost(3, 2, 0.1), 4.0)
+        ledger.unbooked.add(Cost(3, 2, 0.1), [{"question": "faster?", "answer": "yes"}])
+        proposed = ledger.propose(TARGETS[0], candidate, "candidate", 4.0)
+        assert (proposed.cost, proposed.spent_s) == (Cost(3, 2, 0.1), 4.0) and len(proposed.exchanges) == 1
+        assert ledger.unbooked.total() == Cost()
     with workspace.lock(folder), contextlib.closing(Ledger(folder, TARGETS, starters)) as ledger:
         assert ledger.pending == proposed
         assert ledger.rows == [] and not ledger.judged(TARGETS[0], candidate.source)
