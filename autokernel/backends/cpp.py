@@ -40,6 +40,27 @@ HEADERS = """
 #include <vector>
 """
 
+GUIDE = """
+- A file builds its source by `tvm_ffi.cpp.load_inline(name, cpp_sources=SOURCE, functions=["launch"],
+  extra_cflags=[...])` when it is imported: 1 to 2 s with the headers tvm/ffi/container/tensor.h, algorithm, cmath,
+  cstdint, cstring, limits, vector, which are precompiled for the starters' flags (-O3 or -O2, -march=native,
+  -fopenmp). Templates that are instantiated for three dtypes triple the rest.
+- A function takes `tvm::ffi::TensorView` (data_ptr(), size(i), stride(i), dtype(), ndim()) and plain numbers;
+  strides are in elements. dtype().code is kDLFloat (bits 32 or 16) or kDLBfloat (bf16). Outputs are allocated in
+  Python (`torch.empty`, `new_empty`) and passed in. `kernel_fn` may allocate, view, reshape, make contiguous, and
+  nothing that computes.
+- The compiler here may be as old as GCC 12: `#pragma omp simd`, `#pragma GCC unroll N` and vector types (`typedef
+  float vec __attribute__((vector_size(64)))`) all work; `_Float16` arithmetic does not vectorise, so convert
+  through bits. A pragma expands no macro: name constants as `constexpr int` and pass tunables by -D.
+- Threads are OpenMP's, as many as the judge says and pinned; ask for no other number. All must be idle when the
+  function returns. A parallel region costs 2 to 10 µs, and more where threads have gone to sleep: `if (work >
+  GRAIN)`. Results must not depend on the number of threads or on timing: fixed chunks, sums in a fixed order, no
+  `reduction` clause over floats across threads, no atomics.
+- Allocate scratch once a call and aligned to 64 bytes (`operator new` with `std::align_val_t(64)`); large buffers
+  that are allocated and freed in every call cost page faults. Never a static buffer that keeps results.
+- -ffast-math breaks NaN and infinity; -fno-trapping-math and -fno-math-errno do not.
+"""
+
 
 class CppBackend:
     name = "cpp"

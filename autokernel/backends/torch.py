@@ -9,6 +9,22 @@ from pathlib import Path
 from autokernel.backends._policy import refusal
 from autokernel.extension import Missing
 
+GUIDE = """
+- Plain PyTorch, any operation, on the CPU or a GPU. There is no kernel to write, only operations to choose: fewer
+  passes over memory, the fused library call in place of a chain, views in place of copies.
+- Count what a line does: each elementwise operation reads and writes whole tensors; `a * b + c` is two passes
+  unless compiled; `.float()` and `.to()` copy when the dtype changes; boolean masks, `where` with a scalar tensor
+  and indexing allocate. `torch.compile(dynamic=True)` on a function fuses elementwise chains and reductions; the
+  first call of a new shape may compile, and some shapes of the sweep come once only: without dynamic=True that
+  costs seconds each, and TIMEOUT.
+- On a small workload Python and dispatch cost more than the work: some 2 to 5 µs an operation on a CPU, 5 to 10 on
+  a GPU. Fewer operations, no temporary views in a loop.
+- Inputs must come back unchanged: in-place operations only on what this call has allocated. No global switches
+  (TF32, default dtype, number of threads).
+- Statistics in fp32 for half-precision inputs, as the oracle does; library calls already do so.
+- This backend cannot beat the best library call by much; a file in a language of its own (triton, cuda, cpp) can.
+"""
+
 
 class TorchBackend:
     name = "torch"

@@ -158,6 +158,25 @@ def held_out(rng: random.Random) -> Dims:
 
 ADVERSARIAL_DIMS = {"M": 33, "K": 512, "N": 47}
 
+GUIDE = """
+- Bytes: (M·K + K·N + M·N) · itemsize at the least; flops: 2·M·K·N. Their ratio decides everything: with M of 1 to
+  16 the product reads B once and is memory-bound, with all three in the hundreds it is compute-bound.
+- Structure: a grid of output tiles; each keeps its accumulator in registers and walks along K. Reuse of a tile of
+  BM x BN is BM·BN / (BM + BN): larger tiles need less traffic and more registers. All else (pipelining, order of
+  tiles, layout in shared memory or packed panels) serves to keep the multiply-add units from waiting.
+- Layout: B of a linear layer comes as weight.t(), strides (1, K), and A may be a slice with a row stride above K.
+  The best kernel reads both as they lie; `contiguous()` costs a pass over the operand.
+- fp32: real fp32 products. TF32 and half-precision tricks are caught by the mean square rule (2^-11 a term against
+  2^-24). fp16: accumulate in fp32; partial sums exceed 65504 in near_overflow although every result fits. bf16:
+  likewise; round once. Denormals of the inputs count: no flush to zero on the way in. NaN and infinity stay in
+  their rows and columns, so a padded lane must be multiplied as zero times zero, never as zero times what memory
+  holds.
+- Edges: M, K or N of 0 (K = 0 gives zeros), 1, 17, 63, 1023, 1537, 4097. Masks along K matter most: a garbage tail
+  is added to every element of the tile.
+- Best known: cuBLAS and oneDNN; the ceiling for large squares is their own figure. A portable kernel that reaches
+  80 % of theirs is good; small or skewed shapes and an epilogue are where they leave room.
+"""
+
 PROBLEM = Problem(
     name="matmul",
     summary=__doc__,

@@ -133,6 +133,24 @@ def held_out(rng: random.Random) -> Dims:
     return {"R": rng.randint(1, 300), "C": rng.randint(1, 1200)}
 
 
+GUIDE = """
+- Bytes: R·C · itemsize read once, R or C results written. One add an element: only the read rate counts, and it is
+  higher than the copy rate that the floor is computed from.
+- Structure over the last dimension: an owner a row, several rows an owner when they are short, several owners when
+  they are few and long (partial sums in a workspace, added in a fixed order). Wide loads, 4 or more accumulators.
+- Structure over the first dimension (dim 0 or −2): neighbours own neighbouring columns, each walks down a stretch
+  of rows; partial sums of the stretches are added in order by a second step. Never a column an owner with nothing
+  else in flight. dim is one of −2, −1, 0, 1; normalise it first.
+- Accumulate in fp32 in all dtypes: same_sign adds up thousands of terms of one sign, where fp16 stops growing at
+  2048 times the term. fp32: a tree or blocks of a few hundred terms; one long chain of a million adds is off by
+  more than 5e-5. alternating and cancelling leave small results of large terms: pairs of lanes may be summed in any
+  fixed order, but nothing may be skipped, and half-precision partial sums are wrong at once.
+- Denormal inputs count. inf − inf is NaN in its own sum only: no lane may be shared by two sums.
+- R or C of 0: the sum over nothing is 0, so zeros must be written, or the output is empty.
+- Measured on an H200 in fp16 over the last dimension: the best of eager and torch.compile reaches 85 % of the floor
+  at 8192 x 8192, 71 % at 16384 x 4096, and 54 % at 1024 x 32768, where rows are few and long.
+"""
+
 PROBLEM = Problem(
     name="reduce",
     summary=__doc__,

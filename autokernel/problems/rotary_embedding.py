@@ -181,6 +181,23 @@ def held_out(rng: random.Random) -> Dims:
     }
 
 
+GUIDE = """
+- Bytes: (2·B·H·S·D + 2·S·P) · itemsize, P the width of the tables (D/2, or D). Six flops a pair: memory decides.
+  Structure: elementwise, but for the pairing. An owner takes positions of one sequence for several heads, so that
+  cos and sin are loaded once and stay in registers; accesses of 16 bytes along D.
+- interleaved=True: features (2i, 2i + 1): a 16-byte access holds whole pairs. interleaved=False: (i, i + D/2): two
+  accesses D/2 apart, both contiguous. Both must be served by one file; branch once a call, not once an element.
+- Tables of width D hold a value for every feature: the first and the second of a pair may have different angles. x
+  is usually a transposed view of [B, S, H, D]: strides (S·H·D, D, H·D, 1). Walk in its memory order; the output is
+  contiguous in [B, H, S, D], so either loads or stores jump by rows: rows of 64 to 128 elements are whole sectors
+  anyway. All dtypes: products and sum in fp32, one rounding. cancelling has results near zero from large products:
+  an fp16 product that is rounded first fails there. An fma of one product with the other is more exact than asked
+  for.
+- NaN or inf spoils its own pair and no other: do not blend the two outputs by multiplying with 0.
+- Measured on an H200 in fp16 at 2 x 32 x 2048 x 128: eager 179 µs in eight passes, torch.compile 25, the floor 16.
+  torch.compile is the baseline to beat.
+"""
+
 PROBLEM = Problem(
     name="rotary_embedding",
     summary=__doc__,
