@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autokernel"
 
 # Layers from the ground up. A module may import its own layer and those below it that its column lists.
-GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "__init__")
+GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "isolation", "__init__")
 DAEMON = (
     "cli", "__main__", "commands", "display", "report", "present", "charts", "doctor", "kernelfile", "run", "proposers",
-    "guide", "strategies", "evaluate.client", "evaluate.protocol",
+    "guide", "strategies", "evaluate.client", "evaluate.protocol", "evaluate.defences",
 )  # fmt: skip
 USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
 READ_BY_USER = ("run.history",)
@@ -28,6 +28,7 @@ FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
     "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "evaluate.client": 1, "evaluate.protocol": 0,
+    "evaluate.defences": 0,
 }  # fmt: skip
 
 

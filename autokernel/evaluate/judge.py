@@ -22,11 +22,13 @@ import torch
 from autokernel import hardware, registry
 from autokernel.evaluate import sandbox
 from autokernel.evaluate.contest import Contest
+from autokernel.evaluate.defences import checked
 from autokernel.evaluate.pool import Handle
 from autokernel.evaluate.protocol import Channel, PeerGone
 from autokernel.evaluate.stages import Examination, Failed
 from autokernel.evaluate.timing import Side
 from autokernel.evaluate.workshop import Workshop
+from autokernel.isolation import Limits
 from autokernel.types import Comparison, Problem, Status, Target, Verdict
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -37,16 +39,31 @@ class Judge:
     candidates.
     """
 
-    def __init__(self, folder: Path, device: str, threads: int, min_gain: float, *, policy: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        threads: int,
+        min_gain: float,
+        *,
+        policy: bool,
+        limits: Limits | None = None,
+        isolation_off: frozenset[str] = frozenset(),
+    ) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.min_gain = min_gain
         self.policy = policy
         self.hardware = hardware.measure(device)
         self._device = device
-        self._workshop = Workshop(folder, device, threads)
+        self._workshop = Workshop(folder, device, threads, limits, isolation_off)
+        self.isolation = self._workshop.isolation
         self._contest: Contest | None = None
-        self._described = {"device": self.hardware.name, "threads": threads, "torch": torch.__version__}
+        self._described: dict[str, Any] = {
+            "device": self.hardware.name, "threads": threads, "torch": torch.__version__, "isolation": self.isolation
+        }  # fmt: skip
+        if isolation_off:
+            self._described["isolation_off"] = sorted(isolation_off)
 
     def evaluate(
         self,
@@ -114,14 +131,16 @@ class Judge:
     def _contest_of(self, target: Target, problem: Problem, off: frozenset[str]) -> Contest:
         """The contest over this target's workloads; that of another target is closed with all its runners."""
         current = self._contest
-        if current is None or (current.target.problem, current.target.backend, current.target.workloads) != (
-            target.problem,
-            target.backend,
-            target.workloads,
+        wanted = (target.problem, target.backend, target.workloads, off)
+        if current is None or wanted != (
+            current.target.problem,
+            current.target.backend,
+            current.target.workloads,
+            current.off,
         ):
             if current is not None:
                 current.close()
-            self._contest = Contest(target, problem, self._workshop, self.hardware)
+            self._contest = Contest(target, problem, self._workshop, self.hardware, off)
         assert self._contest is not None
         return self._contest
 
@@ -159,7 +178,7 @@ def conditions(exam: Examination, side: Side | None) -> dict[str, Any]:
     """Under what conditions a verdict was reached, for whoever doubts it."""
     found: dict[str, Any] = {"oracle": sorted(exam.precisions)}
     if side is not None:
-        found |= {"turns": side.turns, "disturbed_turns": side.disturbed_turns}
+        found |= {"turns": side.turns, "disturbed_turns": side.disturbed_turns, "outputs": side.outputs}
     return found
 
 
@@ -191,8 +210,19 @@ def main() -> None:
     sandbox.die_with_parent()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     start, _ = channel.receive()
-    judge = Judge(Path(start["folder"]), start["device"], start["threads"], start["min_gain"], policy=start["policy"])
-    channel.send({"event": "ready", "hardware": judge.hardware.to_json()})
+    isolation_off = frozenset(start["isolation_off"])
+    if "ptrace" not in isolation_off:
+        sandbox.traceable(False)
+    judge = Judge(
+        Path(start["folder"]),
+        start["device"],
+        start["threads"],
+        start["min_gain"],
+        policy=start["policy"],
+        limits=Limits.from_json(start["limits"]),
+        isolation_off=isolation_off,
+    )
+    channel.send({"event": "ready", "hardware": judge.hardware.to_json(), "isolation": dict(judge.isolation)})
     while True:
         try:
             request, _ = channel.receive()
@@ -206,6 +236,7 @@ def main() -> None:
             baselines=request["baselines"],
             thorough=request["thorough"],
             on_event=channel.send,
+            disabled=checked(request.get("disabled", ())),
         )
         told = dataclasses.asdict(comparison) if comparison else None
         channel.send({"event": "done", "verdict": verdict.to_json(), "comparison": told})

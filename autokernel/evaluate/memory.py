@@ -81,7 +81,7 @@ class InputSets:
     ``layout`` describes the tensors of the first set; set ``i`` lies ``i * set_bytes`` further on.
     """
 
-    def __init__(self, sets: Sequence[Sequence[torch.Tensor]]) -> None:
+    def __init__(self, sets: Sequence[Sequence[torch.Tensor]], *, sealed: bool = True) -> None:
         self.layout: list[dict[str, Any]] = []
         self.set_bytes = 0
         for tensor in sets[0]:
@@ -94,23 +94,23 @@ class InputSets:
                 }
             )
             self.set_bytes += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
-        self.arena = Arena(self.set_bytes * len(sets), read_only=True)
+        self.arena = Arena(self.set_bytes * len(sets), read_only=sealed)
         self.tensors = [tensors_of(self.arena.bytes, self.layout, i * self.set_bytes) for i in range(len(sets))]
         for ours, theirs in zip(self.tensors, sets, strict=True):
             for mine, drawn in zip(ours, theirs, strict=True):
                 flat(mine).copy_(flat(drawn))
 
-    def rewrite(self, index: int, pool: torch.Tensor, at: int, origin: int, count: int) -> None:
-        """In every set, overwrite ``count`` storage elements of input ``index`` from element ``at`` on with values of
-        the one-dimensional ``pool`` from ``origin`` on, a little further on for each set as far as the pool reaches.
+    def mix(self, index: int, first: int, windows: Sequence[torch.Tensor], share: float) -> None:
+        """Overwrite input ``index`` of the sets from ``first`` on: storage elements of set ``first + i`` become
+        ``windows[0][i] + share * windows[1][i]``; both windows are [sets, storage elements].
         """
         entry = self.layout[index]
-        sets, itemsize = len(self.tensors), DTYPES[entry["dtype"]].itemsize
-        target = self.arena.bytes.view(DTYPES[entry["dtype"]]).as_strided(
-            (sets, count), (self.set_bytes // itemsize, 1), entry["offset"] // itemsize + at
+        dtype = DTYPES[entry["dtype"]]
+        step = self.set_bytes // dtype.itemsize
+        target = self.arena.bytes.view(dtype).as_strided(
+            tuple(windows[0].shape), (step, 1), first * step + entry["offset"] // dtype.itemsize
         )
-        step = (pool.numel() - count - origin) // sets
-        target.copy_(pool.as_strided((sets, count), (step, 1), origin))
+        torch.add(windows[0], windows[1], alpha=share, out=target)
 
     def close(self) -> None:
         self.tensors = []

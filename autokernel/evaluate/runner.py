@@ -56,7 +56,7 @@ class Runner:
         self.mapped: dict[int, tuple[torch.Tensor, ...]] = {}
         self.scalars: dict[int, dict[str, Any]] = {}
         self.output_bytes: torch.Tensor | None = None
-        self.last: Any = None
+        self.outs: list[Any] = []
         self.pinned = False
         self.padding = torch.empty(0)
 
@@ -109,7 +109,7 @@ class Runner:
     def forget(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         for key in message["ids"]:
             del self.sets[key], self.mapped[key], self.scalars[key]
-        self.last = None
+        self.outs = []
         return {}
 
     def output(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -126,48 +126,50 @@ class Runner:
     def call(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Run once on one set and hand back the result; with "audit", also which aten operations ran."""
         assert self.function is not None
-        self.last = None
+        self.outs = []
         tensors, scalars = self.sets[message["id"]], self.scalars[message["id"]]
         answer: dict[str, Any] = {}
         if message.get("audit"):
             with OpAudit() as audit:
-                self.last = self.function(*tensors, **scalars)
+                self.outs = [self.function(*tensors, **scalars)]
             answer["ops"] = sorted(audit.names)
         else:
-            self.last = self.function(*tensors, **scalars)
+            self.outs = [self.function(*tensors, **scalars)]
         self.synchronize()
         return {**answer, **self.fetch(message, fds)}
 
     def time(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Run once on each set of message["order"], as fast as it goes; the last result can be fetched afterwards."""
+        """Run once on each set of message["order"], as fast as it goes; say where each output lies. All outputs stay
+        until the next turn: which of them are checked is drawn when this process stands still again.
+        """
         assert self.function is not None
         function = self.function
         self.pin()
         if message.get("move"):
-            self.last = None
+            self.outs = []
             self.move()
         calls = [(self.sets[key], self.scalars[key]) for key in message["order"]]
-        self.last = None
-        out = None
+        outs: list[Any] = []
+        keep = outs.append
         start = time.perf_counter_ns()
         for tensors, scalars in calls:
-            out = None  # freed before the next is made, as a model frees what it has used
-            out = function(*tensors, **scalars)
+            keep(function(*tensors, **scalars))
         self.synchronize()
         claim = time.perf_counter_ns() - start
-        self.last = out
-        return {"claim_ns": claim}
+        self.outs = outs
+        if not outs:
+            return {"claim_ns": claim}
+        return {"claim_ns": claim, "at": [out.data_ptr() for out in outs], **described(outs[-1])}
 
     def fetch(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Write the last result's bytes to the output memory and describe it."""
-        out = self.last
-        if type(out) is not torch.Tensor:
-            raise Refused(f"kernel_fn was expected to return a torch.Tensor; it returned {type(out).__name__}")
+        out = self.outs[message.get("which", 0)]
+        said = described(out)
         if self.output_bytes is None or out.numel() * out.element_size() > self.output_bytes.numel():
             raise Refused(f"the output is larger than expected: shape {list(out.shape)}, {out.dtype}")
         raw = out.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
         self.output_bytes[: raw.numel()].copy_(raw)
-        return {"shape": list(out.shape), "dtype": str(out.dtype).removeprefix("torch."), "device": out.device.type}
+        return said
 
     def move(self) -> None:
         """Let what is allocated from now on lie somewhere else.
@@ -206,6 +208,18 @@ def serve(channel: Channel, device: str, scratch: Path) -> None:
         except Exception as error:  # the boundary: whatever a candidate raises becomes a message
             answer = {"ok": False, "message": describe(error), "traceback": traceback.format_exc()[-TRACEBACK_CHARS:]}
         channel.send(answer)
+
+
+def described(out: Any) -> dict[str, Any]:
+    """What an output is. Raises Refused for what is no plain tensor."""
+    if type(out) is not torch.Tensor:
+        raise Refused(f"kernel_fn was expected to return a torch.Tensor; it returned {type(out).__name__}")
+    return {
+        "shape": list(out.shape),
+        "stride": list(out.stride()),
+        "dtype": str(out.dtype).removeprefix("torch."),
+        "device": out.device.type,
+    }
 
 
 def describe(error: BaseException) -> str:

@@ -1,10 +1,15 @@
 """The clock that decides is the judge's: it times whole turns of a runner over the protocol and never asks how long.
 
 A *turn* is one request to run a workload once on each of N input sets, in a secret order. The sets together exceed
-the last-level cache, lie in memory that both sides map (where inputs lie is worth up to 2 %), and are partly rewritten
-before every turn, so that no result of an earlier call is right again; the last output of a turn may be checked,
-and which turns are is decided afterwards. A *block* is four turns, ABBA or BAAB, of each workload. The request itself
-costs some 100 µs, the same for both sides and spread over the calls of a turn.
+the last-level cache and lie in memory that both sides map (where inputs lie is worth up to 2 %). A runner stands still
+outside its turns (see freezer.py). While it does, every input of the turn is written anew, so that nothing computed
+earlier is of use; the clock starts as it resumes; when it answers it is stopped again, and outputs of any of its calls
+are read out of its memory and compared with the oracle, for a share of the turns that is drawn afterwards. Whatever
+the candidate made of the runner's code, right results for all N calls must have come to be while the clock ran.
+
+A *block* is four turns, ABBA or BAAB, of each workload. The request itself costs some 100 µs, the same for both sides
+and spread over the calls of a turn. On a GPU the runner copies the new inputs to its device before the clock starts,
+and hands out outputs when asked: both are promises there, not walls.
 """
 
 from __future__ import annotations
@@ -15,69 +20,27 @@ import random
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from autokernel.evaluate.correctness import expected, mismatch
+from autokernel.evaluate.correctness import Expected, expected, mismatch
 from autokernel.evaluate.decision import Block
-from autokernel.evaluate.memory import InputSets, extent, relaid
+from autokernel.evaluate.freezer import NotStill
+from autokernel.evaluate.outputs import lying, undone
 from autokernel.evaluate.pool import Handle, RunnerFailed
+from autokernel.evaluate.rotation import Rotation
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.types import Problem, Status, Workload
 
 TURN_S = 8e-3  # a turn lasts about this long, at least one call
-ROTATED = 2.0  # sets of one workload together, in units of the last-level cache
-MIN_SETS, MAX_SETS = 2, 1024
 CALIBRATION_CALLS = 4
 GROWTH = 1.5  # sets are laid out anew only when this much more of them are wanted
-MAX_ROTATED_BYTES = 512 << 20
-REWRITTEN_SHARE = 16  # one sixteenth of every float input is new in each turn
-CHECKED_TURNS = 0.1  # share of the turns whose last output is checked
+CHECKED_TURNS = 0.15  # share of the turns of which outputs are checked
+CHECK_S = 0.04  # for so long, at least one of them
 SETTLE_S = 2e-3  # before a turn: idle threads of whoever ran last fall asleep
 TURN_LIMIT_S = 60.0
 DISTURBED_SHARE = 0.05  # a turn that waited for a processor for more than this share of its time is disturbed
-
-
-class Rotation:
-    """The input sets of one workload, owned by the judge."""
-
-    def __init__(self, problem: Problem, work: Workload, cache_bytes: int, seed: int) -> None:
-        self.problem = problem
-        self.work = work
-        self.scalars = {**problem.scalars, **work.scalars}
-        self.calls = 1  # of a turn; set by Bench.calibrate
-        self._drawn = problem.make_inputs(work.dims, work.dtype, torch.Generator().manual_seed(seed))
-        self._cache_bytes = cache_bytes
-        self._one_bytes = max(1, sum(t.numel() * t.element_size() for t in self._drawn))
-        self.inputs = self._lay_out(self.sets_for(1))
-
-    def sets_for(self, calls: int) -> int:
-        """How many sets a turn of so many calls wants: one a call, all together larger than the cache."""
-        least = math.ceil(ROTATED * self._cache_bytes / self._one_bytes)
-        return int(max(MIN_SETS, min(max(least, calls), MAX_SETS, MAX_ROTATED_BYTES // self._one_bytes)))
-
-    def grow(self, sets: int) -> None:
-        """Replace the sets by more of them."""
-        self.inputs.close()
-        self.inputs = self._lay_out(sets)
-
-    def rewrite(self, rng: random.Random) -> None:
-        """New values in a random part of every float input of every set."""
-        for index, (tensor, drawn) in enumerate(zip(self.inputs.tensors[0], self._drawn, strict=True)):
-            if tensor.is_floating_point() and tensor.numel():
-                spanned, pool = extent(tensor.shape, tensor.stride()), drawn.view(-1)
-                count = max(1, min(spanned, pool.numel()) // REWRITTEN_SHARE)
-                at, origin = rng.randrange(spanned - count + 1), rng.randrange(pool.numel() - count + 1)
-                self.inputs.rewrite(index, pool, at, origin, count)
-
-    def close(self) -> None:
-        self.inputs.close()
-
-    def _lay_out(self, sets: int) -> InputSets:
-        named = list(zip(self.problem.inputs, self._drawn, strict=True))
-        strides = self.work.strides
-        rolled = ([(n, t.reshape(-1).roll(1009 * i).reshape(t.shape)) for n, t in named] for i in range(sets))
-        return InputSets([[relaid(t, strides[n]) if n in strides else t for n, t in each] for each in rolled])
 
 
 class RivalFailed(Exception):
@@ -94,8 +57,10 @@ class Side:
     exam: Examination
     rival: str = ""
     ids: list[list[int]] = dataclasses.field(default_factory=list)
+    trusted: bool = False  # our own code, which may have helpers
     disturbed_turns: int = 0
     turns: int = 0
+    outputs: str = "none"  # of timed calls that were checked: "read" by the judge, or "asked" of the runner
 
     def failed(self, status: Status, reason: str, log_tail: str = "") -> Failed | RivalFailed:
         """What a failure of this runner means: a verdict on the candidate, or none."""
@@ -109,24 +74,48 @@ class Side:
         self.handle.close()
 
 
-class Bench:
-    """All workloads of one target, and the turns of runners over them."""
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One timed turn: seconds a call, the sets in the order of the calls, and what the runner said of its outputs."""
 
-    def __init__(self, problem: Problem, workloads: Sequence[Workload], cache_bytes: int, device: str) -> None:
+    seconds: float
+    order: tuple[int, ...]
+    answer: Mapping[str, Any]
+
+
+class Bench:
+    """All workloads of one target, and the turns of runners over them. ``off`` names defences that a test has
+    switched off (see defences.py).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        workloads: Sequence[Workload],
+        cache_bytes: int,
+        device: str,
+        off: frozenset[str] = frozenset(),
+    ) -> None:
         self.problem = problem
         self.device = device
+        self.off = off
         self.rng = random.Random()  # seeded by the operating system
-        self.rotations = [Rotation(problem, w, cache_bytes, self.rng.getrandbits(60)) for w in workloads]
+        self.rotations = [
+            Rotation(problem, w, cache_bytes, self.rng.getrandbits(60), device, sealed="sealed" not in off)
+            for w in workloads
+        ]
+        self._sides: list[Side] = []
 
     def close(self) -> None:
         for rotation in self.rotations:
             rotation.close()
 
-    def admit(self, handle: Handle, exam: Examination, rival: str = "") -> Side:
+    def admit(self, handle: Handle, exam: Examination, rival: str = "", *, trusted: bool = False) -> Side:
         """Show a runner every set. Raises RunnerFailed."""
-        side = Side(handle, exam, rival)
+        side = Side(handle, exam, rival, trusted=trusted)
         for rotation in self.rotations:
             side.ids.append(exam.show(rotation.inputs, rotation.scalars))
+        self._sides = [each for each in self._sides if not each.handle.closed] + [side]
         return side
 
     def calibrate(self, side: Side, others: Iterable[Side]) -> None:
@@ -134,9 +123,9 @@ class Bench:
         out new ones and show them to this runner and to ``others``. Raises Failed, or RivalFailed of another.
         """
         for index, rotation in enumerate(self.rotations):
-            rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors))
+            rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors) - 1, rotation.most_calls)
             seconds = min(self.turn(side, index) for _ in range(3))
-            wanted = max(1, round(TURN_S / max(seconds, 1e-6)))
+            wanted = min(max(1, round(TURN_S / max(seconds, 1e-6))), rotation.most_calls)
             if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
                 rotation.grow(rotation.sets_for(wanted))
                 for each in (side, *others):
@@ -145,63 +134,135 @@ class Bench:
                         each.ids[index] = each.exam.show(rotation.inputs, rotation.scalars)
                     except RunnerFailed as failure:
                         raise each.failed(failure_status(failure, Status.CRASH), failure.reason) from None
-            rotation.calls = min(wanted, len(rotation.inputs.tensors))
+            rotation.calls = min(wanted, len(rotation.inputs.tensors) - 1)
 
     def turn(self, side: Side, index: int) -> float:
         """Seconds a call of one workload, by the judge's clock. Raises Failed."""
-        seconds, last = self._turn(side, index)
+        turn = self._turn(side, index)
         if self.rng.random() < CHECKED_TURNS:
-            self.check(side, index, last)
-        return seconds
-
-    def _turn(self, side: Side, index: int) -> tuple[float, int]:
-        """Seconds a call, and the set whose output can be fetched."""
-        rotation, ids = self.rotations[index], side.ids[index]
-        rotation.rewrite(self.rng)
-        order = self.rng.sample(range(len(ids)), rotation.calls)
-        time.sleep(SETTLE_S)
-        try:
-            if self.device != "cpu":
-                side.handle.ask("refresh", {"ids": ids}, deadline_s=TURN_LIMIT_S)
-            warm = [ids[order[-1]]] if rotation.calls > 1 else []  # one call of several warms up; a long one is its own
-            side.handle.ask("time", {"order": warm, "move": True}, deadline_s=TURN_LIMIT_S)
-            waited = side.handle.waited_ns()
-            start = time.perf_counter()
-            side.handle.ask("time", {"order": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
-            seconds = time.perf_counter() - start
-            side.turns += 1
-            side.disturbed_turns += (side.handle.waited_ns() - waited) * 1e-9 > DISTURBED_SHARE * seconds
-        except RunnerFailed as failure:
-            status = failure_status(failure, Status.CRASH)
-            raise side.failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
-        return seconds / rotation.calls, order[-1]
+            self.check(side, index, turn)
+        return turn.seconds
 
     def turn_and_check_all(self, side: Side) -> None:
-        """One more turn of every workload, its last output checked. Raises Failed."""
+        """One more turn of every workload, its outputs checked. Raises Failed."""
         for index in range(len(self.rotations)):
-            self.check(side, index, self._turn(side, index)[1])
+            self.check(side, index, self._turn(side, index))
 
     def warm_up(self, side: Side) -> None:
         """A turn of every workload that counts for nothing. Raises Failed."""
         for index in range(len(self.rotations)):
             self._turn(side, index)
 
-    def check(self, side: Side, index: int, which: int) -> None:
-        """The output of the last timed call must be right for what its inputs are now. Raises Failed."""
-        rotation = self.rotations[index]
-        inputs = tuple(t.clone() for t in rotation.inputs.tensors[which])
-        want = expected(self.problem, inputs, rotation.scalars, self.problem.flops(rotation.work), self.device)
-        name = f"a timed call on {rotation.work.key}"
+    def _turn(self, side: Side, index: int) -> Turn:
+        """One turn; the runner stands still before and after it."""
+        rotation, ids = self.rotations[index], side.ids[index]
+        first = self.rng.randrange(len(ids) - rotation.calls + 1)
+        order = self.rng.sample(range(first, first + rotation.calls), rotation.calls)
+        spare = [i for i in range(len(ids)) if not first <= i < first + rotation.calls]
+        warm = [ids[self.rng.choice(spare)]] if rotation.calls > 1 else []  # a long call is its own warm-up
         try:
-            out = side.exam.fetch(want, Status.IMPLAUSIBLE, name)
+            self._hold(each for each in self._sides if each is not side)
+            if not self._on("hidden"):
+                self._renew(rotation, first)
+            side.handle.ask("time", {"order": warm, "move": True}, deadline_s=TURN_LIMIT_S)
+            if self._on("hidden"):
+                self._hold([side])
+                self._renew(rotation, first)
+            time.sleep(SETTLE_S)
+            if self.device != "cpu":
+                side.handle.ask("refresh", {"ids": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
+            waited = side.handle.waited_ns()
+            start = time.perf_counter()
+            answer = side.handle.ask("time", {"order": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
+            seconds = time.perf_counter() - start
+            self._hold([side])
+            side.turns += 1
+            side.disturbed_turns += (side.handle.waited_ns() - waited) * 1e-9 > DISTURBED_SHARE * seconds
         except RunnerFailed as failure:
             status = failure_status(failure, Status.CRASH)
-            raise side.failed(status, f"{name}: {failure.reason}", failure.log_tail) from None
-        except Failed as failure:
-            raise side.failed(failure.status, failure.reason, failure.log_tail) from None
-        _, wrong = mismatch(out, want, self.problem.tolerances[rotation.work.dtype], statistical=False)
-        if wrong:
-            raise side.failed(Status.IMPLAUSIBLE, f"{name} returned something else than the work: {wrong}")
+            raise side.failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
+        if not self._on("clock"):
+            seconds = float(answer["claim_ns"]) * 1e-9
+        return Turn(seconds / rotation.calls, tuple(order), answer)
+
+    def check(self, side: Side, index: int, turn: Turn) -> None:
+        """Outputs of a turn's calls, in random order, must be right for what their inputs are. Raises Failed."""
+        if not self._on("timed"):
+            return
+        rotation = self.rotations[index]
+        name = f"a timed call on {rotation.work.key}"
+        last = len(turn.order) - 1
+        calls = self.rng.sample(range(last + 1), last + 1) if self._on("all-kept") else [last]
+        deadline = time.perf_counter() + CHECK_S
+        for position, which in enumerate(calls):
+            inputs = tuple(t.clone() for t in rotation.inputs.tensors[turn.order[which]])
+            try:
+                wrong = self._wrong(side, rotation, inputs, turn.answer, which, name, exact=position == 0)
+            except RunnerFailed as failure:
+                status = failure_status(failure, Status.CRASH)
+                raise side.failed(status, f"{name}: {failure.reason}", failure.log_tail) from None
+            except Failed as failure:
+                raise side.failed(failure.status, failure.reason, failure.log_tail) from None
+            if wrong:
+                raise side.failed(Status.IMPLAUSIBLE, f"{name} returned something else than the work: {wrong}")
+            if time.perf_counter() > deadline:
+                break
+
+    def _wrong(
+        self,
+        side: Side,
+        rotation: Rotation,
+        inputs: tuple[torch.Tensor, ...],
+        answer: Mapping[str, Any],
+        which: int,
+        name: str,
+        *,
+        exact: bool,
+    ) -> str | None:
+        """What is wrong with one call's output, or None. ``exact`` asks for all that the shapes stage asks for; the
+        other calls of a turn are only asked whether they did their work, which costs a tenth.
+        """
+        if exact:
+            flops = self.problem.flops(rotation.work)
+            want = expected(self.problem, inputs, rotation.scalars, flops, self.device)
+            out = self._output(side, answer, which, want, name)
+            tolerance = self.problem.tolerances[rotation.work.dtype]
+            return mismatch(out, want, tolerance, statistical=self._on("rms"))[1]
+        mine = self.problem.reference(*(t.to(self.device) for t in inputs), **rotation.scalars).cpu()
+        out = self._output(side, answer, which, Expected(mine, mine.dtype, 0.0, 0.0, ""), name)
+        return undone(out, mine)
+
+    def _output(self, side: Side, answer: Mapping[str, Any], which: int, want: Expected, name: str) -> torch.Tensor:
+        """The output of one call of the last turn: read out of the stopped runner, or asked for where that cannot be
+        (on a GPU; where the kernel forbids it).
+        """
+        if self.device == "cpu" and self._on("committed") and self._on("still"):
+            try:
+                out = lying(side.handle.freezer.freeze(alone=not side.trusted), answer, which, want, name)
+                side.outputs = "read"
+                return out
+            except PermissionError:
+                pass
+        side.outputs = "asked"
+        return side.exam.fetch(want, Status.IMPLAUSIBLE, name, which)
+
+    def _hold(self, sides: Iterable[Side]) -> None:
+        """Stop these runners, until they are asked again. Raises Failed, or RivalFailed."""
+        if not self._on("still"):
+            return
+        for side in sides:
+            if not side.handle.closed:
+                try:
+                    side.handle.freezer.freeze(alone=not side.trusted)
+                except NotStill as error:
+                    raise side.failed(Status.IMPLAUSIBLE, str(error)) from None
+
+    def _renew(self, rotation: Rotation, first: int) -> None:
+        if self._on("fresh"):
+            rotation.rewrite(first, rotation.calls, self.rng)
+
+    def _on(self, defence: str) -> bool:
+        return defence not in self.off
 
     def measure(self, sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, float]]]:
         """Microseconds a call by workload key, for each round of each side, sides in random order within a round."""
