@@ -13,7 +13,9 @@ from autokernel.types import AutokernelError, Workload
 
 @dataclasses.dataclass(frozen=True)
 class KernelFile:
-    """``workloads`` is empty when the file names none: then the problem's own shapes stand in."""
+    """``workloads`` is empty when the file names none: then the problem's own shapes stand in. ``problem`` is a name,
+    or the absolute path of its owner's reference or bench command (then ``backend`` is empty and the file any text).
+    """
 
     path: Path
     source: str
@@ -26,8 +28,20 @@ class NotAKernel(AutokernelError):
     """The file cannot be judged: it is no Python, or does not say what it is."""
 
 
-def read(path: Path) -> KernelFile:
-    """The kernel file at this path. NotAKernel names the line or the missing piece."""
+def read(path: Path, problem: Path | None = None) -> KernelFile:
+    """The kernel file at this path. NotAKernel names the line or the missing piece.
+
+    ``problem`` is the file that stands for its problem; without it, a kernel in the folder of ``autokernel init`` finds
+    its own there: ``../context/<KERNEL_TYPE>.py``, or ``../context/<file>.json`` for a bench command.
+    """
+    context = path.absolute().parent.parent / "context"
+    if problem is None and (context / f"{path.stem}.json").is_file():
+        problem = context / f"{path.stem}.json"
+    if problem is not None and problem.suffix == ".json":
+        try:
+            return KernelFile(path, path.read_text(encoding="utf-8"), str(problem.absolute()), "", ())
+        except UnicodeDecodeError as error:
+            raise NotAKernel(f"{path}: expected text in UTF-8, got bytes that are not ({error.reason})") from error
     try:
         source = path.read_text(encoding="utf-8")
         if "\0" in source:  # Python versions differ in how they refuse it
@@ -43,12 +57,19 @@ def read(path: Path) -> KernelFile:
         raise NotAKernel(
             f"{path}: expected a top-level function kernel_fn, found none; `autokernel extract` shows the form"
         )
-    problem, backend = _text(tree, path, "KERNEL_TYPE"), _text(tree, path, "BACKEND")
-    for kind, name in (("problems", problem), ("backends", backend)):
+    name, backend = _text(tree, path, "KERNEL_TYPE"), _text(tree, path, "BACKEND")
+    if problem is None and name.isidentifier() and (context / f"{name}.py").is_file():
+        problem = context / f"{name}.py"
+    if problem is not None and problem.stem != name:
+        raise NotAKernel(
+            f'{path}: expected KERNEL_TYPE = "{problem.stem}", as its reference {problem} is named; got "{name}"'
+        )
+    for kind, value in (("problems", name), ("backends", backend)):
         known = registry.names(kind)
-        if name not in known and "." not in name:
-            raise NotAKernel(f"{path}: {registry.unknown(kind, name, known)}")
-    return KernelFile(path, source, problem, backend, _workloads(tree, path))
+        if value not in known and "." not in value and not (kind == "problems" and problem is not None):
+            raise NotAKernel(f"{path}: {registry.unknown(kind, value, known)}")
+    named = str(problem.absolute()) if problem is not None else name
+    return KernelFile(path, source, named, backend, _workloads(tree, path))
 
 
 def _names(tree: ast.Module) -> set[str]:

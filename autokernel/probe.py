@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from autokernel import registry
-from autokernel.types import AutokernelError, Problem, Workload
+from autokernel.types import AutokernelError, Problem, Workload, is_file
 
-OWN_SHAPES = 3  # how many of the problem's own shapes stand in for a file that names no workloads
+OWN_SHAPES = (
+    3  # how many of the problem's own shapes stand in for a file that names no workloads; of an owner's file, 1
+)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def isolation(device: str) -> dict[str, Any]:
 
 
 def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> dict[str, Any]:
-    """The workloads to judge and their floor in µs: the given ones, or the problem's largest shapes in its first dtype."""
+    """The workloads to judge and their floor in µs: those given, or the problem's largest shapes in its first dtype."""
     from autokernel.hardware import measure
 
     problem: Problem = registry.load("problems", problem_name)
@@ -60,7 +62,7 @@ def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> di
     else:
         shapes = problem.shapes.get(kind) or problem.shapes["cpu"]
         every = [Workload(dims=dims, dtype=problem.dtypes[0], scalars=problem.scalars) for dims in shapes]
-        chosen = sorted(every, key=problem.bytes)[-OWN_SHAPES:]
+        chosen = sorted(every, key=problem.bytes)[-1 if is_file(problem_name) else -OWN_SHAPES :]
     ceilings = measure(device)
     floor_us = sum(w.count * ceilings.floor_us(problem.flops(w), problem.bytes(w), w.dtype) for w in chosen)
     return {"workloads": [w.to_json() for w in chosen], "floor_us": floor_us}

@@ -21,13 +21,15 @@ GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "iso
 DAEMON = (
     "cli", "__main__", "commands", "display", "report", "present", "charts", "doctor", "kernelfile", "run", "proposers",
     "guide", "strategies", "evaluate.client", "evaluate.protocol", "evaluate.defences",
+    "evaluate.bench_command", "evaluate.bench_metric", "evaluate.decision", "agent",
 )  # fmt: skip
 USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
 READ_BY_USER = ("run.history",)
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
-    "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "evaluate.client": 1, "evaluate.protocol": 0,
+    "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "agent": 3, "evaluate.client": 1,
+    "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0, "evaluate.protocol": 0,
     "evaluate.defences": 0,
 }  # fmt: skip
 
@@ -87,7 +89,7 @@ def offences(path: Path) -> list[str]:
             continue  # the package's lazy façade: apply, restore, engagement
         if allowed_here and room(rest, allowed_here) is None:
             found.append(f"{path.name}:{line}: {module} imports {name}, across or up")
-        shared = ("evaluate.protocol", *(READ_BY_USER if room(module, USER) else ()))
+        shared = ("evaluate.protocol", "evaluate.decision", *(READ_BY_USER if room(module, USER) else ()))
         if not allowed_here and room(rest, shared) is None and room(rest, DAEMON) is not None:
             found.append(f"{path.name}:{line}: {module} imports {name} of the daemon column")
         here, there = room(module, DAEMON), room(rest, DAEMON)

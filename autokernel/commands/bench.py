@@ -15,31 +15,38 @@ from autokernel.commands._common import Device, ask_device, existing_file
 from autokernel.types import AutokernelError, Status
 
 if TYPE_CHECKING:
-    from autokernel.evaluate.client import Evaluation
+    from autokernel.evaluate.client import Evaluation, JudgeOptions
     from autokernel.kernelfile import KernelFile
 
 
 @click.command()
 @click.argument("file", metavar="FILE")
 @click.option("--against", metavar="FILE", help="Another version of the kernel: also compare the two, in pairs.")
+@click.option("--problem", metavar="FILE", help="The kernel's own reference (.py) or bench command (.json).")
 @click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--min-gain", type=click.FloatRange(0, 1), default=0.005, show_default=True,
               help="Smallest gain over --against that counts, as a fraction.")  # fmt: skip
+@click.option("--baselines/--no-baselines", default=True, help="Also time eager, torch.compile and the library's call.")
 @click.option("--thorough", is_flag=True, help="More blocks: a figure to publish.")
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one JSON object.")
-def bench(file: str, against: str | None, device: str, min_gain: float, thorough: bool, as_json: bool) -> None:
+def bench(
+    file: str, against: str | None, problem: str | None, device: str, min_gain: float, baselines: bool, thorough: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Judge one kernel FILE: five stages of correctness, then its time against three baselines.
 
     Judges the file's WORKLOADS, or a few of its problem's own shapes. Exits 0 if and only if it passes, 1 when it does
     not, and 2 when the file is no kernel file.
     """
     from autokernel import kernelfile
+    from autokernel.evaluate.client import JudgeOptions
 
     path = existing_file(file, "a kernel file")
     other = existing_file(against, "a kernel file to compare with") if against else None
+    own = existing_file(problem, "a reference or a bench command") if problem else None
     try:
-        kernel = kernelfile.read(path)
-        incumbent = kernelfile.read(other) if other else None
+        kernel = kernelfile.read(path, own)
+        incumbent = kernelfile.read(other, own) if other else None
     except kernelfile.NotAKernel as error:
         if as_json:
             click.echo(json.dumps(_failure(Status.BUILD, "read", str(error))))
@@ -47,7 +54,9 @@ def bench(file: str, against: str | None, device: str, min_gain: float, thorough
     if incumbent and incumbent.problem != kernel.problem:
         raise AutokernelError(f"expected two versions of one problem, got {kernel.problem} and {incumbent.problem}")
     stages = _Stages(to_stderr=as_json)
-    evaluation = _judge(kernel, incumbent, device, min_gain, thorough, stages.on_event)
+    evaluation = _judge(
+        kernel, incumbent, JudgeOptions(device=device, min_gain=min_gain), baselines, thorough, stages.on_event
+    )
     stages.end(evaluation)
     if as_json:
         click.echo(json.dumps(to_json(evaluation)))
@@ -60,30 +69,34 @@ def bench(file: str, against: str | None, device: str, min_gain: float, thorough
 def _judge(
     kernel: KernelFile,
     incumbent: KernelFile | None,
-    device: str,
-    min_gain: float,
+    options: JudgeOptions,
+    baselines: bool,
     thorough: bool,
     on_event: Callable[[Mapping[str, Any]], None],
 ) -> Evaluation:
-    from autokernel.evaluate.client import Assignment, JudgeClient, JudgeOptions
+    from autokernel.evaluate.bench_command import open_judge
+    from autokernel.evaluate.client import Assignment
     from autokernel.types import Target, Workload
 
-    given = json.dumps([w.to_json() for w in kernel.workloads] or None)
-    answer = ask_device("workloads", kernel.problem, device, stdin=given)
+    answer: Mapping[str, Any] = {"workloads": [], "floor_us": 0.0}
+    if not kernel.problem.endswith(".json"):
+        given = json.dumps([w.to_json() for w in kernel.workloads] or None)
+        answer = ask_device("workloads", kernel.problem, options.device, stdin=given)
     target = Target(
-        name=kernel.problem,
+        name=kernel.path.stem,
         problem=kernel.problem,
         backend=kernel.backend,
         workloads=tuple(Workload.from_json(w) for w in answer["workloads"]),
         share=1.0,
         eager_us=0.0,
         floor_us=answer["floor_us"],
+        suffix=kernel.path.suffix,
     )
-    assignment = Assignment(target, kernel.source, incumbent.source if incumbent else None, thorough=thorough)
-    options = JudgeOptions(device=device, min_gain=min_gain)
+    rival = incumbent.source if incumbent else None
+    assignment = Assignment(target, kernel.source, rival, baselines=baselines, thorough=thorough)
     with (
         tempfile.TemporaryDirectory(prefix="autokernel-bench-") as scratch,
-        JudgeClient(Path(scratch), options) as judge,
+        open_judge(target, Path(scratch), options) as judge,
     ):
         return judge.evaluate(assignment, on_event)
 
