@@ -203,6 +203,8 @@ def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[st
             symbol, amount = struct.unpack("<II", value)
             entry = SYMBOL.unpack_from(data, base + symbols[4] + symbol * SYMBOL.size)
             name = text(symbols[6], entry[0])
+            if name.startswith("$"):  # a helper of the compiler inside a kernel, which its kernel counts
+                continue
             shared = named.get(f".nv.shared.{name}")
             kernel = kernels.setdefault(name, {"registers": 0, "spill_bytes": 0, "shared_bytes": 0})
             kernel["registers" if attribute == REGISTERS else "spill_bytes"] = amount

@@ -1,0 +1,281 @@
+// CUDA C++ on the CPU, one thread of a block at a time: what a test compiles a kernel against to check its arithmetic.
+//
+// A thread of CUDA is a fiber; it runs until it waits at a barrier, of the block or of its warp. Blocks run one after
+// another, so __shared__ is static. Warp functions, ldmatrix, mma.sync and cp.async follow the layouts of the PTX
+// manual; copies arrive only when they are waited for. Not covered: races, memory order, alignment faults, speed, the
+// last bit of approximate functions, and whatever else only a GPU can say.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#undef __shared__
+#undef __launch_bounds__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define threadIdx (emulated::self().index)
+#define blockIdx (emulated::block_index)
+#define blockDim (emulated::block_size)
+#define gridDim (emulated::grid_size)
+
+using std::max;
+using std::min;
+
+namespace emulated {
+
+struct Copy { void* to; const void* from; int bytes, size; };
+
+struct Barrier {  // of as many threads as have not ended
+  int alive = 0, arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Warp {
+  Barrier barrier;
+  uint64_t slot[32][8];
+};
+
+constexpr size_t STACK_BYTES = 128 << 10;
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf at;
+  std::unique_ptr<char[]> stack;
+  bool begun = false, done = true;
+  uint3 index;
+  int lane;
+  Warp* warp;
+  std::vector<std::vector<Copy>> groups;
+  std::vector<Copy> open;
+};
+
+inline uint3 block_index;
+inline dim3 block_size, grid_size;
+inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline std::vector<std::unique_ptr<Warp>> warps;
+inline std::vector<char> shared;
+inline std::function<void()> body;
+inline Barrier block;
+inline Fiber* running;
+inline jmp_buf scheduler;
+inline unsigned progress;
+
+inline Fiber& self() { return *running; }
+inline void* dynamic_shared() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(shared.data()) + 1023) / 1024 * 1024); }
+
+inline void yield() {
+  Fiber* me = running;
+  if (!_setjmp(me->at)) _longjmp(scheduler, 1);
+  running = me;
+}
+
+inline void release(Barrier& b) {
+  b.arrived = 0;
+  ++b.generation;
+  ++progress;
+}
+
+inline void wait(Barrier& b) {
+  const unsigned generation = b.generation;
+  if (++b.arrived == b.alive) release(b);
+  while (b.generation == generation) yield();
+}
+
+inline void leave(Barrier& b) {
+  if (--b.alive > 0 && b.arrived == b.alive) release(b);
+}
+
+inline void fiber_main() {
+  for (;;) {
+    Fiber& me = *running;
+    body();
+    me.done = true;
+    ++progress;
+    leave(block);
+    leave(me.warp->barrier);
+    yield();
+  }
+}
+
+inline void resume(Fiber& fiber) {
+  running = &fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.at, 1);
+  fiber.begun = true;
+  getcontext(&fiber.start);
+  fiber.stack.reset(new char[STACK_BYTES]);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = STACK_BYTES;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, fiber_main, 0);
+  setcontext(&fiber.start);
+}
+
+inline void run_block(int threads) {
+  block = Barrier{threads};
+  for (int w = 0; w < (threads + 31) / 32; ++w) warps[w]->barrier = Barrier{std::min(32, threads - 32 * w)};
+  std::fill(shared.begin(), shared.end(), char(0xff));  // NaNs: what was not written shows
+  for (int t = 0; t < threads; ++t) {
+    Fiber& f = *fibers[t];
+    f.done = false;
+    f.index = {t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y};
+    f.lane = t % 32;
+    f.warp = warps[t / 32].get();
+    f.groups.clear();
+    f.open.clear();
+  }
+  for (;;) {
+    const unsigned before = progress;
+    bool left = false;
+    for (int t = 0; t < threads; ++t)
+      if (!fibers[t]->done) left = true, resume(*fibers[t]);
+    if (!left) return;
+    if (progress == before) {
+      std::fprintf(stderr, "deadlock: threads of a block wait at different barriers\n");
+      std::abort();
+    }
+  }
+}
+
+inline void launch(std::function<void()> kernel, dim3 grid, dim3 threads, size_t shared_bytes = 0, void* = nullptr) {
+  const int count = int(threads.x * threads.y * threads.z);
+  if (count > 1024 || count == 0 || grid.x * grid.y * grid.z == 0) {
+    std::fprintf(stderr, "launch of %u x %u x %u blocks of %d threads\n", grid.x, grid.y, grid.z, count);
+    std::abort();
+  }
+  while (fibers.size() < size_t(count)) fibers.emplace_back(new Fiber);
+  while (warps.size() < size_t(count + 31) / 32) warps.emplace_back(new Warp);
+  shared.resize(shared_bytes + 1024);
+  body = std::move(kernel);
+  block_size = threads;
+  grid_size = grid;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) block_index = {x, y, z}, run_block(count);
+}
+
+template <typename T> T from_lane(T v, int lane) {
+  static_assert(sizeof(T) <= 8);
+  Warp& warp = *self().warp;
+  std::memcpy(warp.slot[self().lane], &v, sizeof(T));
+  wait(warp.barrier);
+  std::memcpy(&v, warp.slot[lane & 31], sizeof(T));
+  wait(warp.barrier);
+  return v;
+}
+
+inline float half_of(uint32_t word, int j, __half) { return __half2float(__ushort_as_half(uint16_t(word >> 16 * j))); }
+inline float half_of(uint32_t word, int j, __nv_bfloat16) {
+  const uint32_t wide = uint32_t(uint16_t(word >> 16 * j)) << 16;
+  float v;
+  std::memcpy(&v, &wide, 4);
+  return v;
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() { emulated::wait(emulated::block); }
+inline void __syncwarp(unsigned = ~0u) { emulated::wait(emulated::self().warp->barrier); }
+template <typename T> T __shfl_xor_sync(unsigned, T v, int mask) { return emulated::from_lane(v, emulated::self().lane ^ mask); }
+template <typename T> T __shfl_sync(unsigned, T v, int lane) { return emulated::from_lane(v, lane); }
+
+inline float __expf(float v) { return std::exp(v); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
+inline uint32_t __float_as_uint(float v) { uint32_t u; std::memcpy(&u, &v, 4); return u; }
+inline float __uint_as_float(uint32_t u) { float v; std::memcpy(&v, &u, 4); return v; }
+template <typename T> T __ldcs(const T* p) { return *p; }
+template <typename T> T __ldg(const T* p) { return *p; }
+template <typename T> void __stcs(T* p, T v) { *p = v; }
+
+// ---- what starters write in PTX: their functions of these names are replaced by these
+inline void copy_async(void* to, const void* from, int bytes) {  // 16 bytes, those beyond `bytes` zero
+  emulated::self().open.push_back({to, from, bytes, 16});
+}
+inline void copy_async_commit() {
+  emulated::self().groups.push_back(std::move(emulated::self().open));
+  emulated::self().open.clear();
+}
+template <int PENDING> void copy_async_wait() {
+  auto& groups = emulated::self().groups;
+  while (groups.size() > size_t(PENDING)) {
+    for (const emulated::Copy& c : groups.front()) {
+      if (reinterpret_cast<uintptr_t>(c.to) % 16 || (c.bytes && reinterpret_cast<uintptr_t>(c.from) % 16)) {
+        std::fprintf(stderr, "cp.async of 16 bytes at an address that is not a multiple of 16\n");
+        std::abort();
+      }
+      std::memset(c.to, 0, c.size);
+      std::memcpy(c.to, c.from, c.bytes);
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
+  emulated::Warp& warp = *emulated::self().warp;
+  const int lane = emulated::self().lane;
+  if (reinterpret_cast<uintptr_t>(row) % 16) {
+    std::fprintf(stderr, "ldmatrix at an address that is not a multiple of 16\n");
+    std::abort();
+  }
+  std::memcpy(&warp.slot[lane][0], row, 16);
+  emulated::wait(warp.barrier);
+  for (int m = 0; m < 4; ++m) {
+    uint16_t pair[2];
+    for (int j = 0; j < 2; ++j) {
+      const int from = transposed ? 2 * (lane % 4) + j : lane / 4, column = transposed ? lane / 4 : 2 * (lane % 4) + j;
+      std::memcpy(&pair[j], reinterpret_cast<char*>(warp.slot[8 * m + from]) + 2 * column, 2);
+    }
+    std::memcpy(&r[m], pair, 4);
+  }
+  emulated::wait(warp.barrier);
+}
+inline void ldmatrix(uint32_t (&r)[4], const void* row) { load_matrices(r, row, false); }
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) { load_matrices(r, row, true); }
+
+// d[16, 8] += a[16, 16] · b[16, 8], the fragments of mma.sync.m16n8k16
+template <typename T> void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulated::Warp& warp = *emulated::self().warp;
+  const int lane = emulated::self().lane;
+  uint32_t* mine = reinterpret_cast<uint32_t*>(warp.slot[lane]);
+  std::memcpy(mine, a, 16);
+  mine[4] = b0, mine[5] = b1;
+  emulated::wait(warp.barrier);
+  auto words = [&](int from) { return reinterpret_cast<const uint32_t*>(warp.slot[from]); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, upper = i / 2, column = 2 * (lane % 4) + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; ++k) {
+      const int quad = k % 8 / 2, high = k / 8;
+      sum += emulated::half_of(words(4 * row + quad)[upper + 2 * high], k % 2, T()) *
+             emulated::half_of(words(4 * column + quad)[4 + high], k % 2, T());
+    }
+    d[i] += sum;
+  }
+  emulated::wait(warp.barrier);
+}
+
+// ---- the runtime: a device of three multiprocessors that never fails
+#define RUNTIME extern "C" __attribute__((visibility("hidden")))
+RUNTIME cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+RUNTIME cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+RUNTIME cudaError_t cudaGetLastError() { return cudaSuccess; }
+RUNTIME const char* cudaGetErrorName(cudaError_t) { return "an error"; }
+RUNTIME const char* cudaGetErrorString(cudaError_t) { return "an error"; }
+RUNTIME cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  return *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 0, cudaSuccess;
+}
+template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }

@@ -1,0 +1,60 @@
+"""A CUDA starter on the CPU: its source against cuda_on_cpu.h, through the C++ compiler, called with CPU tensors.
+
+What is replaced in the source: the launch ``kernel<<<grid, block>>>(...)``, which only nvcc reads; the declaration of
+dynamic shared memory; and the functions that are one PTX instruction, which the header has under the same names. All
+else, the Python of the file included, runs as it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tvm_ffi.cpp
+
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+FLAGS = (
+    "-O1 -g0 -fno-gnu-unique -fvisibility=hidden -U_FORTIFY_SOURCE -Wno-unknown-pragmas -Wno-attributes "
+    "-ffp-contract=off -include"
+).split()
+
+LAUNCH = re.compile(r"(\b\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
+DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w+) (\w+)\[\];")
+PTX_FUNCTION = re.compile(
+    r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{\n(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",
+    re.MULTILINE,
+)
+
+
+def as_cpp(cuda: str) -> str:
+    """The C++ that a CUDA source becomes."""
+    cpp = PTX_FUNCTION.sub("", cuda)
+    cpp = DYNAMIC_SHARED.sub(r"\1* \2 = static_cast<\1*>(emulated::dynamic_shared());", cpp)
+    return LAUNCH.sub(r"emulated::launch([=] { \1(\3); }, \2);", cpp)
+
+
+def built(source: str, include: Path) -> SimpleNamespace:
+    """The names of a kernel file that ran with its CUDA source built for the CPU. ``include``: the toolkit's headers."""
+
+    def load_inline(
+        name: str, *, cuda_sources: str, functions: Sequence[str], extra_cuda_cflags: Sequence[str] = (), **_: Any
+    ) -> Any:
+        defines = [flag for flag in extra_cuda_cflags if flag.startswith("-D")]
+        return original(
+            f"{name}_on_cpu",
+            cpp_sources=as_cpp(cuda_sources),
+            functions=functions,
+            extra_cflags=[*FLAGS, str(HEADER), *defines],
+            extra_include_paths=[str(include)],
+        )
+
+    original = tvm_ffi.cpp.load_inline
+    names: dict[str, Any] = {"__name__": "candidate"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tvm_ffi.cpp, "load_inline", load_inline)
+        exec(compile(source, "candidate.py", "exec"), names)
+    return SimpleNamespace(**names)
