@@ -1,7 +1,8 @@
 """The command line: one group, its commands in autokernel/commands, and the one place where errors become exit codes.
 
 Exit codes: 0 done; 1 a verdict other than PASS (bench), or a machine on which nothing can run (doctor); 2 a mistake in
-what was given, told in one line; 130 and 143 ended by SIGINT or SIGTERM.
+what was given, told in one line, and a run whose proposer will not answer again without its owner (a revoked key, no
+money left): it ends with its report first; 130 and 143 ended by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations

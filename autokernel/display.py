@@ -72,14 +72,16 @@ def times(ratio: float | None) -> str:
 def verdict_line(row: Row, reason: str = "") -> str:
     """One experiment in one line of plain text."""
     head = f"#{row.experiment:<3} {row.target:<16} {outcome(row):<9}"
+    tries = f", attempt {row.attempts}" if row.attempts > 1 else ""
     if row.status != "PASS":
-        return f"{head} {row.status} at {row.stage}: {' '.join(reason.split())[:90]} | {row.idea}"
+        return f"{head} {row.status} at {row.stage}{tries}: {' '.join(reason.split())[:90]} | {row.idea}"
     measured = f"{span(row.latency_us):>9}" if row.latency_us is not None else ""
     against = f"{times(row.speedup_vs_best)} vs best"
     paired = ""
     if row.speedup is not None and row.ci_low is not None and row.ci_high is not None:
         paired = f"{(row.speedup - 1) * 100:+.1f} % [{(row.ci_low - 1) * 100:+.1f}, {(row.ci_high - 1) * 100:+.1f}]"
-    return " ".join(part for part in (head, measured, against, paired, f"| {row.idea}") if part)
+    fixed = f"| fixed{tries}" if tries else ""
+    return " ".join(part for part in (head, measured, against, paired, fixed, f"| {row.idea}") if part)
 
 
 def outcome(row: Row) -> str:
@@ -119,6 +121,9 @@ class Board:
         elif isinstance(event, events.ExperimentStarted):
             self.target, self.activity = event.target, f"#{event.number} {event.target.name}"
             self.idea, self.stage, self.progress = event.idea, "", (0, 0)
+        elif isinstance(event, events.Mending):
+            self.activity, self.stage = f"#{event.number} {event.target.name}: asking for a fix", ""
+            self.idea, self.progress = f"{event.status}: {event.reason}", (event.asked, event.of)
         elif isinstance(event, events.JudgeStage):
             self.stage, self.progress = event.stage, (event.done, event.of)
         elif isinstance(event, events.ExperimentDone):
@@ -150,6 +155,10 @@ class Board:
             left_n = max(self.run.max_experiments - len(self.rows), 0)
             spent = min(len(self.rows) / self.run.max_experiments, 1.0)
             limits.append((spent, f"{left_n} of {self.run.max_experiments} experiments left"))
+        if self.run.max_cost_usd:
+            cost = sum(row.cost_usd for row in self.rows)
+            share = min(cost / self.run.max_cost_usd, 1.0)
+            limits.append((share, f"{cost:.2f} of {self.run.max_cost_usd:.2f} USD spent"))
         return max(limits, default=(0.0, ""))
 
     def counts(self) -> dict[str, int]:
@@ -201,6 +210,9 @@ def announcement(event: events.Event) -> list[str]:
         return [f"leaving {event.target.name}: {event.reason}"]
     if isinstance(event, events.HeadlineStarted):
         return [f"measuring the champion of {event.target.name} ({event.done + 1} of {event.of})"]
+    if isinstance(event, events.Mending):
+        reason = " ".join(event.reason.split())[:90]
+        return [f"#{event.number}: {event.status}: {reason}; asking for a fix ({event.asked} of {event.of})"]
     if isinstance(event, events.Waiting):
         return [f"waiting {clock(event.seconds)}: {event.reason}"]
     if isinstance(event, (events.Note, events.Stopped)):
@@ -255,6 +267,8 @@ class Live:
             f"[dim]{counts['reverted']} reverted[/]",
             f"[red]{counts['failed']} failed[/]",
         ]
+        if cost := sum(row.cost_usd for row in self.board.rows):
+            words.append(f"{cost:.2f} USD")
         if self.board.projected:
             words.append(f"whole model [bold]{times(self.board.projected)}[/] projected")
         bar = Table.grid(padding=(0, 2))

@@ -49,8 +49,11 @@ def headline(report: Report) -> str:
 def facts(report: Report) -> list[str]:
     """How far to believe the figures, and what they cost."""
     spent = f"The experiments took {clock(report.judged_s)}"
-    cost = f"; {report.tokens} tokens, {report.cost_usd:.2f} USD" if report.tokens else "; no tokens, no cost"
+    paid = report.tokens or report.cost_usd
+    cost = f"; {report.tokens} tokens, {report.cost_usd:.2f} USD" if paid else "; no tokens, no cost"
     lines = [spent + cost + "."]
+    if report.fixed:
+        lines.append(f"{report.fixed} failed first and passed once they were fixed.")
     if report.aa_total:
         rate = report.aa_kept / report.aa_total
         lines.append(
@@ -101,7 +104,8 @@ def markdown(report: Report) -> str:
             gain = "–" if row.speedup is None else f"{(row.speedup - 1) * 100:+.1f} %"
             low, high = (("–" if r is None else f"{(r - 1) * 100:+.1f}") for r in (row.ci_low, row.ci_high))
             interval, commit = f"{low} to {high}", f"`{row.commit[:10]}`"
-            lines.append(_row((str(row.experiment), row.target, gain, interval, row.idea, commit)))
+            idea = f"{row.idea} (fixed, attempt {row.attempts})" if row.attempts > 1 else row.idea
+            lines.append(_row((str(row.experiment), row.target, gain, interval, idea, commit)))
         lines += ["", "Gains are of one step over the version before it; they are not multiplied into a headline.", ""]
     if report.advice:
         lines += ["## What to do next", "", *(f"- {line}" for line in report.advice), ""]

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel.run import history
+from autokernel.run import history, unbooked
 from autokernel.run.history import Row
-from autokernel.types import AutokernelError, Target
+from autokernel.types import AutokernelError, Cost, Target
 
 MEASURED = ("speedup_vs_eager", "speedup_vs_best", "pct_peak", "latency_us")
 FALSE_KEEP_LIMIT = 0.02  # above this share of kept A/A candidates the run's keeps deserve doubt
@@ -65,7 +65,7 @@ class Failure:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Everything that a person is told of a run. ``projected_speedup`` is of the whole forward pass, by Amdahl's law;
-    None where no profile lies beside the rows."""
+    None where no profile lies beside the rows. Tokens and cost include what was spent and stands in no row."""
 
     run: str
     folder: Path
@@ -84,6 +84,11 @@ class Report:
     @property
     def kept(self) -> int:
         return sum(row.decision == "keep" for row in self.rows)
+
+    @property
+    def fixed(self) -> int:
+        """Candidates that failed first and passed once they were mended."""
+        return sum(row.attempts > 1 and row.status == "PASS" for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,6 +127,9 @@ def build(place: Path) -> Report:
     kept_aa, total_aa = history.false_keeps(rows)
     failures = _failures(rows, folder)
     projected = projection(targets) if known else None
+    spent = unbooked.total(
+        [*(Cost(r.tokens_in, r.tokens_out, r.cost_usd) for r in rows), *(e.cost for e in unbooked.read(folder))]
+    )
     return Report(
         run=folder.resolve().name,
         folder=folder,
@@ -132,8 +140,8 @@ def build(place: Path) -> Report:
         aa_kept=kept_aa,
         aa_total=total_aa,
         judged_s=sum(row.seconds for row in rows),
-        cost_usd=sum(row.cost_usd for row in rows),
-        tokens=sum(row.tokens_in + row.tokens_out for row in rows),
+        cost_usd=spent.cost_usd,
+        tokens=spent.tokens_in + spent.tokens_out,
         failures=failures,
         advice=_advice(rows, targets, failures, (kept_aa, total_aa), profile),
     )

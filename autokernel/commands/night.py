@@ -11,19 +11,22 @@ from typing import Any
 import click
 
 from autokernel.commands._common import Duration, Name, console, existing_file, model_options
+from autokernel.commands.proposing import proposer_options, spending_options
+from autokernel.redact import redact
+from autokernel.types import AutokernelError
 
 
 @click.command()
 @click.argument("model", metavar="MODEL.py")
 @click.option("--budget", type=Duration(), help="Wall time of this invocation: 90s, 30m, 10h, 1h30m. [default: none]")
 @click.option("--max-experiments", type=click.IntRange(min=1), help="Experiments of the whole run. [default: no limit]")
+@spending_options
 @click.option("--run", "name", help="Folder under --results. [default: the model's name and the device]")
 @click.option("--fresh", is_flag=True, help="Start a new numbered run instead of going on with the last one.")
 @click.option("--results", "results_dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
               help="Where runs are kept.")  # fmt: skip
 @model_options
-@click.option("--proposer", type=Name("proposers", also=("auto",)), default="auto", show_default=True,
-              help="Source of ideas: a name, or module.path of your own.")  # fmt: skip
+@proposer_options
 @click.option("--strategy", type=Name("strategies"), default="greedy", show_default=True,
               help="Which version to edit next.")  # fmt: skip
 @click.option("--min-gain", type=click.FloatRange(0, 1), default=0.005, show_default=True,
@@ -44,7 +47,8 @@ from autokernel.commands._common import Duration, Name, console, existing_file, 
 def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
-    The same command again resumes where it stopped, also after a crash. Ends with the report.
+    The same command again resumes where it stopped, also after a crash. Ends with the report. What is written into
+    HINTS.md of the run's folder is told to the proposer with its next brief.
     """
     from autokernel import present, report
     from autokernel.display import open_display
@@ -68,6 +72,8 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
         subprocess.run([sys.executable, "-m", "autokernel", "report", str(summary.folder)], check=False)
     else:  # whoever stops a run wants the terminal back: the table, and no chart
         present.show(report.build(summary.folder), console())
+    if summary.reason.kind == "proposer":
+        raise AutokernelError(f"{summary.reason.message}; what was done is kept, and the same command again goes on")
     if summary.signal is not None:
         click.echo(f"stopped; to go on: {_command_line()}", err=True)
         raise click.exceptions.Exit(128 + summary.signal)
@@ -75,4 +81,4 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
 
 def _command_line() -> str:
     """What was typed, less --fresh: it would start anew."""
-    return shlex.join(["autokernel", *(word for word in sys.argv[1:] if word != "--fresh")])
+    return redact(shlex.join(["autokernel", *(word for word in sys.argv[1:] if word != "--fresh")]))

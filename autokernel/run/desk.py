@@ -109,15 +109,13 @@ class Desk:
                 continue
             if not self._calls.outstanding(key):
                 status = verdict.status.value
-                event = Mending(proposed.number, proposed.target, status, verdict.reason, attempt.number, of)
+                asked = self._fixes[proposed.number] + 1
+                event = Mending(proposed.number, proposed.target, status, verdict.reason, asked, of)
                 self._observer.on_event(event)
                 self._calls.ask(key, self._brief(proposed.target, key, failed=attempt))
             while (answer := self._calls.take(key)) is None:
                 if not self._calls.collect(self._limits.left_s()):
                     return None
-            if isinstance(answer.error, ProposerFailed):
-                self._failed = answer.error  # told once this experiment is recorded
-                return None
             mended = self._candidate(proposed.target, answer)
             self._fixes[proposed.number] += not self._blocked
             if answer.proposal is None and answer.error is None:
@@ -144,7 +142,7 @@ class Desk:
     def _proposed(self, target: Target) -> Candidate | Leave:
         """Asks, waits and asks again until there is a new file, or a reason to leave."""
         notes = self._notes[target.name]
-        while self._failed is None:
+        while self._failed is None or self._calls.outstanding(target.name):  # what was paid for is judged first
             if len(notes) >= _UNUSABLE:
                 last = notes[-1]
                 notes.clear()
@@ -158,6 +156,8 @@ class Desk:
                 continue
             self._fill(target, self._calls.width)
             if not self._calls.outstanding(target.name):
+                if self._failed is not None:
+                    break
                 if target.name in self._dry:
                     return Leave("the proposer has nothing left to try", True)
                 if self._reached():
@@ -167,7 +167,7 @@ class Desk:
                     continue
             if not self._calls.collect(self._limits.left_s()):
                 return Leave("the budget ended before an answer came", False)
-        raise self._failed
+        raise self._failed  # one that came while something was mended is told here, too
 
     def _ask_ahead(self, target: Target, judged: Candidate | None = None) -> None:
         """Starts the calls that go on while the judge works, where the proposer bears more than one."""
@@ -222,6 +222,9 @@ class Desk:
             return None
         if isinstance(error, NothingUsable):
             self._note(target, answer, redact(str(error)))
+            return None
+        if isinstance(error, ProposerFailed):
+            self._failed = error
             return None
         if error is not None:
             raise error

@@ -68,13 +68,13 @@ class ExperimentStarted:
 
 @dataclasses.dataclass(frozen=True)
 class Mending:
-    """A candidate failed and goes back to the proposer before it counts: attempt ``attempt`` of at most ``of``."""
+    """A candidate failed and goes back to the proposer before it counts: the ``asked``-th time of at most ``of``."""
 
     number: int
     target: Target
     status: str
     reason: str
-    attempt: int
+    asked: int
     of: int
 
 
