@@ -122,7 +122,8 @@ class Proposer(Protocol):
     ``in_flight`` is how many calls of ``propose`` it takes at the same time, each from a thread of its own (1: every
     proposal needs the last verdict); ``fix_attempts`` is how often a candidate that failed comes back to it, as
     ``brief.failed``, before it counts as reverted. A module of proposers defines ``create(options: ProposerOptions)``,
-    which raises AutokernelError for what cannot work (no key, no command).
+    which raises AutokernelError for what cannot work (no key, no command). One that has remarks for the owner about how
+    it was set up (a model without a price) keeps them in ``notes``: the run tells them when it starts.
     """
 
     name: str

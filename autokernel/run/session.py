@@ -114,7 +114,7 @@ def start(options: RunOptions, observer: Observer) -> Summary:
     """
     limits = Limits(options.budget_s, options.max_experiments, options.max_tokens, options.max_cost_usd)
     proposer = registry.load("proposers", "playbook" if options.proposer == "auto" else options.proposer)(
-        options.proposer_options
+        dataclasses.replace(options.proposer_options, max_cost_usd=options.max_cost_usd)
     )
     create_strategy = registry.load("strategies", options.strategy)
     known = registry.names("backends")
@@ -159,6 +159,8 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                         max_cost_usd=options.max_cost_usd,
                     )
                 )
+                for note in getattr(proposer, "notes", ()):
+                    observer.on_event(Note(note))
                 desk = Desk(
                     place.ledger,
                     proposer,
