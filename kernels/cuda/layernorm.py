@@ -81,7 +81,7 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
   Pack<T> pack;
   uint4 raw = make_uint4(0, 0, 0, 0);
-  if (first + N > 0 && first < columns) {
+  if (first + N > 0 && max(first, 0) < columns) {
     const uint4* p = reinterpret_cast<const uint4*>(row + first);
     raw = REUSED ? *p : __ldcs(p);
   }
