@@ -49,7 +49,7 @@ class Dialect:
 
     def tokens(self, body: Mapping[str, Any]) -> tuple[int, int, int]:
         """(fresh, read from the cache, written to it) of a request."""
-        stable, asked = self.stable(body), json.dumps(body["messages"])
+        stable, asked = self.stable(body), json.dumps([m for m in body["messages"] if m["role"] != "system"])
         with self._lock:
             known = stable in self._cached
             self._cached.add(stable)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from autokernel.extension import (
     Brief,
@@ -29,11 +28,11 @@ from autokernel.extension import (
     ProposerUnavailable,
     Unanswered,
 )
-from autokernel.guide.quoting import tokens_of
 from autokernel.guide.text import render
 from autokernel.proposers._edits import TOOL_NAME, EditRefused, edited
 from autokernel.proposers._faults import Fault
 from autokernel.proposers._prices import Price, Usage, price_of
+from autokernel.proposers._turns import Answer, Endpoint, Question, Results, Said, Turn, estimated, recorded
 from autokernel.redact import redact
 from autokernel.types import AutokernelError, Cost
 
@@ -60,67 +59,6 @@ _ASK_PLAN = (
 _ASK_EDIT = "Now make that change: call {tool} once."
 _ASK = "The kernel file is `{file}`. {base}Call {tool} once, with path `{file}`."
 _ASK_MEND = "Search texts are looked up in the version that failed (attempt {number}), not in the one that stands. "
-
-Stop = Literal["done", "truncated", "refused"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    """What is said to the model, as one turn of one or more paragraphs."""
-
-    parts: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ToolCall:
-    """``arguments`` is None where the model's JSON cannot be read as an object."""
-
-    id: str
-    name: str
-    arguments: Mapping[str, Any] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """``turn`` is the model's turn as the provider wants it back: thinking and signatures must return untouched."""
-
-    text: str
-    calls: tuple[ToolCall, ...]
-    stop: Stop
-    usage: Usage
-    turn: Any
-    remark: str = ""  # why it stopped, where the provider says so
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What became of the tool calls of the turn before: the same text for each (all were refused)."""
-
-    call_ids: tuple[str, ...]
-    text: str
-
-
-Turn = Said | Answer | Results
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """``stable`` are the paragraphs that do not change over a target; ``goes_on`` says that more turns will follow
-    for certain, so that caching this one pays.
-    """
-
-    stable: tuple[str, ...]
-    turns: tuple[Turn, ...]
-    goes_on: bool = False
-
-
-class Endpoint(Protocol):
-    """One model behind one API. ``ask`` raises Fault, and nothing else, for what the network and the API do."""
-
-    provider: str
-    model: str
-
-    def ask(self, question: Question) -> Answer: ...
 
 
 class LanguageModel:
@@ -163,7 +101,7 @@ class LanguageModel:
             self._recorded.add(digest)
         record: dict[str, Any] = {"provider": self.name, "model": self._endpoint.model, "stable_sha256": digest}
         record |= {"stable": stable} if first else {}
-        record |= {"said": [_recorded(turn) for turn in new]}
+        record |= {"said": [recorded(turn) for turn in new]}
         try:
             answer = self._endpoint.ask(question)
         except Fault as fault:
@@ -171,8 +109,8 @@ class LanguageModel:
             log.append(redact({**record, **told, **self._booked(fault.usage, started_s)}))
             raise
         if answer.usage == Usage():  # a server that counts nothing: a limit on tokens must hold all the same
-            answer = dataclasses.replace(answer, usage=_estimated(stable, question, answer))
-        told = {"answer": {**_recorded(answer), "stop": answer.stop, "remark": answer.remark}}
+            answer = dataclasses.replace(answer, usage=estimated(question, answer))
+        told = {"answer": {**recorded(answer), "stop": answer.stop, "remark": answer.remark}}
         log.append(redact({**record, **told, **self._booked(answer.usage, started_s)}))
         return answer, self.cost(answer.usage)
 
@@ -292,20 +230,6 @@ _UNFINISHED = {
     "faster on the owner's own machine; propose an edit for it.",
     "done": "Your last answer was empty{remark}. Hand an edit in with one call of the tool.",
 }
-
-
-def _estimated(stable: str, question: Question, answer: Answer) -> Usage:
-    said = "".join(json.dumps(_recorded(turn)) for turn in question.turns)
-    return Usage(tokens_of(stable) + tokens_of(said), tokens_of(json.dumps(_recorded(answer))))
-
-
-def _recorded(turn: Turn) -> dict[str, Any]:
-    if isinstance(turn, Said):
-        return {"user": "\n\n".join(turn.parts)}
-    if isinstance(turn, Results):
-        return {"tool_result": turn.text}
-    calls = [{"name": call.name, "arguments": call.arguments} for call in turn.calls]
-    return {"text": turn.text, "calls": calls}
 
 
 def _priced(model: str, options: ProposerOptions) -> tuple[Price | None, tuple[str, ...]]:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 from autokernel.extension import ProposerOptions
 from autokernel.proposers._edits import TOOL_DESCRIPTION, TOOL_NAME, TOOL_SCHEMA
 from autokernel.proposers._faults import Fault, Service, broken_off, status_fault
-from autokernel.proposers._llm import Answer, LanguageModel, Question, Results, Said, Stop, ToolCall, Turn
+from autokernel.proposers._llm import LanguageModel
 from autokernel.proposers._prices import Usage
+from autokernel.proposers._turns import Answer, Question, Results, Said, Stop, ToolCall, Turn
 from autokernel.types import AutokernelError
 
 DEFAULT_MODEL = "claude-opus-5-5"  # what Anthropic's overview of models says to start with (2026-11)

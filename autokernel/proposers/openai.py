@@ -18,8 +18,9 @@ from typing import Any
 from autokernel.extension import ProposerOptions
 from autokernel.proposers._edits import TOOL_DESCRIPTION, TOOL_NAME, TOOL_SCHEMA
 from autokernel.proposers._faults import Fault, Service, broken_off, status_fault
-from autokernel.proposers._llm import Answer, LanguageModel, Question, Results, Said, Stop, ToolCall, Turn
+from autokernel.proposers._llm import LanguageModel
 from autokernel.proposers._prices import Usage
+from autokernel.proposers._turns import Answer, Question, Results, Said, Stop, ToolCall, Turn
 from autokernel.types import AutokernelError
 
 OFFICIAL = "https://api.openai.com/v1"
