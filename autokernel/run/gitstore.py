@@ -69,8 +69,8 @@ class Store:
             stale.unlink()
 
     @classmethod
-    def create(cls, folder: Path, files: Mapping[str, str], message: str, when_s: int) -> Store:
-        """Makes the repository with ``files`` (path -> text) as its first commit; it appears in one step, whole."""
+    def create(cls, folder: Path, files: Mapping[str, str | bytes], message: str, when_s: int) -> Store:
+        """Makes the repository with ``files`` (path -> content) as its first commit; it appears in one step, whole."""
         nursery = folder / "scratch" / f"git-{os.getpid()}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         command = ["git", "init", "--quiet", "--template=", str(nursery)]
@@ -129,10 +129,10 @@ class Store:
     def blob(self, sha: str) -> bytes:
         return bytes(self._repo.odb.stream(bytes.fromhex(sha)).read())
 
-    def put_commit(self, parent: str | None, changes: Mapping[str, str], message: str, when_s: int) -> str:
-        """A commit of the parent's files with ``changes`` (path -> text); no branch moves. ``when_s``: Unix time."""
+    def put_commit(self, parent: str | None, changes: Mapping[str, str | bytes], message: str, when_s: int) -> str:
+        """A commit of the parent's files with ``changes`` (path -> content); no branch moves. ``when_s``: Unix time."""
         files = self._files(parent) if parent else {}
-        files.update({path: self.put_blob(text.encode()) for path, text in changes.items()})
+        files.update({p: self.put_blob(d.encode() if isinstance(d, str) else d) for p, d in changes.items()})
         date = f"{when_s} {altz_to_utctz_str(0)}"
         commit = git.Commit.create_from_tree(
             self._repo,
@@ -210,6 +210,13 @@ class Store:
         index.add(sorted(set(files) - set(keep)))
         index.write()
         return asides
+
+    def edited(self) -> list[str]:
+        """The tracked files whose content on disk is not the branch tip's, or that are gone."""
+        tip = self.ref(BRANCH)
+        assert tip is not None, "a workspace has a first commit"
+        files = ((path, self.folder / path, self.blob(sha)) for path, sha in self._files(tip).items())
+        return sorted(path for path, file, data in files if not (file.is_file() and file.read_bytes() == data))
 
     def _knows(self, data: bytes) -> bool:
         name = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)

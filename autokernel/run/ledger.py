@@ -56,6 +56,10 @@ IGNORED = (
     "headline.json",
     unbooked.FILE,
     "HINTS.md",
+    "TASK.md",
+    "BRIEF.md",
+    "ITERATIONS.md",
+    "program.md",
     "report.md",
     "progress.png",
     "set-aside/",
@@ -92,14 +96,15 @@ class Ledger:
         self,
         folder: Path,
         targets: Sequence[Target],
-        starters: Callable[[], Mapping[str, str]],
+        starters: Callable[[], Mapping[str, str | bytes]],
         note: Callable[[str], None] = lambda message: None,
         held: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         edited: Collection[str] = (),
     ) -> None:
         """Opens or creates the repository in ``folder`` and finishes what a killed run began.
 
-        ``starters`` gives each target's file and its first source; asked only when there is no first commit yet.
+        ``starters`` gives each target's file and its first source, and whatever else the first commit is to hold; asked
+        only when there is no first commit yet.
         ``edited`` names tracked files that are being edited by hand: they are left as they are. The caller holds the
         workspace's lock.
         """
@@ -184,7 +189,7 @@ class Ledger:
             "exchanges": len(exchanges),
             "booked": [entry.id for entry in booked],
         }
-        subject = " ".join(f"experiment {number}, {target.name}: {candidate.idea}".split())
+        subject = " ".join(f"[iter {number}] {target.name}: {candidate.idea}".split())
         message = f"{_encodable(subject[:100])}\n\n{_TRAILER}{json.dumps(trailer)}\n"
         with told(self.folder), self._held():
             details.put(self._store, number, proposed.attempts, exchanges)
@@ -237,6 +242,11 @@ class Ledger:
             history.append(self.folder / history.FILE, row)
         return experiment
 
+    def edited_files(self) -> list[str]:
+        """The tracked files that differ on disk from the branch tip."""
+        with told(self.folder):
+            return self._store.edited()
+
     def reset_files(self) -> None:
         """Makes the kernel files on disk the champions again, after an edit by hand that was not kept."""
         with told(self.folder), self._held():
@@ -252,7 +262,7 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------ opening
 
-    def _open(self, starters: Callable[[], Mapping[str, str]]) -> Store:
+    def _open(self, starters: Callable[[], Mapping[str, str | bytes]]) -> Store:
         if (self.folder / ".git").exists():
             store = Store(self.folder)
             if store.ref(BRANCH) is None:
@@ -264,7 +274,7 @@ class Ledger:
                 "put .git back, or start a new run with --fresh"
             )
         ignored = "".join(f"/{name}\n" for name in IGNORED)
-        message = "The starters, as extracted from the model"
+        message = "[baseline] what the run starts from"
         return Store.create(self.folder, {".gitignore": ignored, **starters()}, message, int(_now().timestamp()))
 
     def _recover(self, edited: Collection[str]) -> None:

@@ -95,7 +95,7 @@ def opened(
     with workspace.lock(folder):
         prepare()
         data = workspace.read_json(folder / "profile.json")
-        targets = tuple(Target.from_json(target) for target in data["targets"])
+        targets = tuple(Target.from_json(target, folder) for target in data["targets"])
         ledger = Ledger(
             folder,
             targets,

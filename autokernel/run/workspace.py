@@ -140,11 +140,15 @@ def require(backend: str) -> None:
 # ------------------------------------------------------------------------------------------------- profile
 
 
-def starters(folder: Path, targets: Sequence[Target]) -> dict[str, str]:
-    """The kernel files as they lie in the workspace: path -> source. Raises AutokernelError where one is missing."""
+def starters(folder: Path, targets: Sequence[Target]) -> dict[str, bytes]:
+    """The files of the first commit: the kernels, and what lies in ``context/`` where there is one; path -> content.
+    Raises AutokernelError where a kernel is missing.
+    """
+    context = (file for file in (folder / "context").rglob("*") if file.is_file())
+    files = [*(target.file for target in targets), *(file.relative_to(folder).as_posix() for file in context)]
     try:
-        return {target.file: (folder / target.file).read_text(encoding="utf-8") for target in targets}
-    except (OSError, UnicodeDecodeError) as error:
+        return {file: (folder / file).read_bytes() for file in files}
+    except OSError as error:
         raise AutokernelError(
             f"{folder}: a kernel file for each target of profile.json was expected: {error}"
         ) from error
