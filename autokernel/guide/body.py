@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,8 +54,8 @@ def compose(brief: Brief, context: Context, room: Room) -> str:
         tier_due(context.due, room.spare),
         notes(brief.notes, room.notes),
         hints(brief.hints),
-        f"## The file as it stands: {brief.target.file}\n\n{fenced(brief.source, 'python')}\n",
-        failed(brief.failed, room.log_chars) if brief.failed else "",
+        f"## The file as it stands: {brief.target.file}\n\n{fenced(brief.source, language(brief))}\n",
+        failed(brief.failed, room.log_chars, language(brief)) if brief.failed else "",
         ask(brief, context.due),
     )
     return "\n".join(section for section in sections if section)
@@ -178,7 +179,8 @@ def _row(e: Experiment) -> str:
     change = "–"
     if e.comparison is not None:
         c = e.comparison
-        change = f"{percent(c.log_ratio)} [{percent(c.ci_low)}, {percent(c.ci_high)}]"
+        low, high = (percent(bound).removesuffix(" %") for bound in (c.ci_low, c.ci_high))
+        change = f"{percent(c.log_ratio)} [{low}, {high}]"
     reason = "" if e.decision in ("keep", "baseline") and passed else _why(e)
     tier = "" if e.decision == "baseline" else str(tier_of(e) or "?")
     return f"| {e.number} | {tier} | {cell(e.candidate.idea, IDEA_CHARS)} | {outcome} | {change} | {reason} |"
@@ -194,7 +196,7 @@ def percent(log_ratio: float) -> str:
     """A log ratio as a percentage of speed; what is beyond a hundredfold either way is only called so."""
     if log_ratio > 4.6:
         return "> +10,000 %"
-    return "< -99 %" if log_ratio < -4.6 else f"{100 * (2.718281828459045**log_ratio - 1):+.1f} %"
+    return "< -99 %" if log_ratio < -4.6 else f"{100 * math.expm1(log_ratio):+.1f} %"
 
 
 def tier_due(due: Due, spare: str) -> str:
@@ -227,7 +229,12 @@ def hints(text: str) -> str:
     )
 
 
-def failed(attempt: Attempt, log_chars: int) -> str:
+def language(brief: Brief) -> str:
+    """What a fence around the kernel file is labelled with."""
+    return {".py": "python", ".cu": "cuda"}.get(brief.target.suffix, brief.target.suffix.lstrip("."))
+
+
+def failed(attempt: Attempt, log_chars: int, label: str) -> str:
     """A candidate that did not pass, with all that is known of why."""
     verdict = attempt.verdict
     log = f"\n\nIts log:\n\n{fenced(excerpt(verdict.log_tail, log_chars))}" if verdict.log_tail.strip() else ""
@@ -235,7 +242,7 @@ def failed(attempt: Attempt, log_chars: int) -> str:
         f"## The attempt to mend: number {attempt.number}\n\n"
         f"Idea: {cell(attempt.idea, IDEA_CHARS)}\n\n"
         f"Verdict: {verdict.status.value} at {verdict.stage}: {cell(short_paths(verdict.reason), 600)}{log}\n\n"
-        f"Its source:\n\n{fenced(attempt.source, 'python')}\n"
+        f"Its source:\n\n{fenced(attempt.source, label)}\n"
     )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from autokernel.guide.modules import Module, extension
@@ -15,14 +16,16 @@ from autokernel.types import Workload
 
 @dataclasses.dataclass(frozen=True)
 class ProblemText:
-    """``oracle`` is Python source that stands alone. ``adversarial`` maps each kind of adversarial input to what it
-    is. ``cost`` gives (flops, bytes) of one call, or is None where they cannot be computed without torch; what is
-    unknown is empty.
+    """``oracle`` is Python source that stands alone; ``owned`` says that it is a file of the owner's, whole: their
+    reference, or the JSON of their bench command. ``adversarial`` maps each kind of adversarial input to what it is.
+    ``cost`` gives (flops, bytes) of one call, or is None where they cannot be computed without torch; what is unknown
+    is empty.
     """
 
     summary: str = ""
     guide: str = ""
     oracle: str = ""
+    owned: bool = False
     signature: str = ""
     tolerances: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     tolerance_reason: str = ""
@@ -35,6 +38,8 @@ class ProblemText:
 @functools.lru_cache(maxsize=32)
 def describe(name: str) -> ProblemText:
     """The text of a problem named as in the registry. A file without ``PROBLEM`` is its own oracle, whole."""
+    if name.endswith(".json"):
+        return ProblemText(oracle=_text(name), owned=True)
     module = extension("problems", name)
     if module is None:
         return ProblemText()
@@ -44,7 +49,7 @@ def describe(name: str) -> ProblemText:
     summary = textwrap.dedent(ast.get_docstring(module.tree) or "").strip()
     function = module.function(reference)
     if function is None or not fields:
-        return ProblemText(summary, module.text("GUIDE"), module.source.strip(), _signature(function))
+        return _owned(module, summary, function)
     tolerances = _value(module, fields, "tolerances") or {}
     return ProblemText(
         summary=summary,
@@ -63,10 +68,31 @@ def describe(name: str) -> ProblemText:
     )
 
 
+def _owned(module: Module, summary: str, function: ast.FunctionDef | None) -> ProblemText:
+    """A reference as its owner wrote it: ``reference`` or ``class Model``, and what else the file may define."""
+    flops, nbytes = (module.evaluate(ast.Name(name, ast.Load())) for name in ("flops", "bytes_moved"))
+    counted = callable(flops) and callable(nbytes)
+    return ProblemText(
+        summary=summary,
+        guide=module.text("GUIDE"),
+        oracle=module.source.strip(),
+        owned=True,
+        signature=_signature(function),
+        cost=_cost(lambda w: flops(**w.dims), lambda w: nbytes(**w.dims)) if counted else None,
+    )
+
+
 def guide_of(kind: str, name: str) -> str:
     """The GUIDE of a problem or backend; "" where it has none."""
     module = extension(kind, name)
     return module.text("GUIDE") if module else ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _value(module: Module, fields: Mapping[str, ast.expr], name: str) -> Any:
