@@ -48,6 +48,15 @@ def short_rows_kernel(
 
 
 @triton.jit
+def add(x, top, total):
+    """Logits x [lanes, n] added to each lane's maximum and sum of exponentials; -inf changes neither."""
+    higher = tl.maximum(top, tl.max(x, axis=1))
+    # A lane that has seen nothing but -inf must not compute -inf - -inf.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
+
+
+@triton.jit
 def long_row_kernel(
     x_ptr, target_ptr, top_ptr, total_ptr, chosen_ptr, classes, span, x_stride, target_stride,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
@@ -57,28 +66,34 @@ def long_row_kernel(
     target = tl.load(target_ptr + row * target_stride)
     # Rows that do not count are not read.
     if target >= 0:
-        x_ptr += row * x_stride
+        # A row of 50257 classes starts anywhere. What comes before its first 16-byte boundary is taken apart, so that
+        # all else is read in whole vectors and without masks.
+        begin = row * x_stride + part * span
+        count = tl.maximum(tl.minimum(span, classes - part * span), 0)
+        head = tl.minimum((VECTOR - begin % VECTOR) % VECTOR, count).to(tl.int32)
+        aligned = x_ptr + tl.multiple_of(begin + head, VECTOR)
+        whole = (count - head) // BLOCK * BLOCK
+
         # A thread's vector is one 16-byte load: the maximum over axis 1 is taken inside the thread, without shuffles.
-        offset = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+        lane = tl.arange(0, BLOCK // VECTOR)
+        offset = lane[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
         top = tl.full([BLOCK // VECTOR], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK // VECTOR], tl.float32)
-        end = tl.minimum(part * span + span, classes)
-        for start in tl.range(part * span, end, BLOCK, num_stages=STAGES):
+        for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
             # Read once and never again: it should not push anything else out of the L2 cache.
-            x = tl.load(
-                x_ptr + start + offset, mask=start + offset < end, other=float("-inf"), eviction_policy="evict_first"
-            ).to(tl.float32)
-            higher = tl.maximum(top, tl.max(x, axis=1))
-            # A thread that has seen nothing but -inf must not compute -inf - -inf.
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
-            top = higher
+            x = tl.load(aligned + start + offset, eviction_policy="evict_first")
+            top, total = add(x.to(tl.float32), top, total)
+        x = tl.load(aligned + whole + offset, mask=whole + offset < count - head, other=float("-inf"))
+        top, total = add(x.to(tl.float32), top, total)
+        x = tl.load(x_ptr + begin + lane, mask=lane < head, other=float("-inf"))
+        top, total = add(x.to(tl.float32)[:, None], top, total)
+
         highest = tl.max(top, axis=0)
         base = tl.where(highest == float("-inf"), 0.0, highest)
         tl.store(top_ptr + row * SPLITS + part, base)
         tl.store(total_ptr + row * SPLITS + part, tl.sum(total * tl.exp(top - base), axis=0))
         if part == 0:
-            chosen = tl.load(x_ptr + target, mask=target < classes, other=float("nan"))
+            chosen = tl.load(x_ptr + row * x_stride + target, mask=target < classes, other=float("nan"))
             tl.store(chosen_ptr + row, chosen.to(tl.float32))
 
 

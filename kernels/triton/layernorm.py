@@ -15,7 +15,9 @@ import triton.language as tl
 KERNEL_TYPE = "layernorm"
 BACKEND = "triton"
 
-PER_THREAD = 16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+PER_THREAD = (
+    16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+)
 TILE = 1024  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
 PROGRAMS_PER_SM = 0  # tune: 0, 1, 2, 4, 8, 16 | 0: a program for each tile; else so many on an SM, weights in registers
 STAGES = 1  # tune: 1, 2, 3 | tiles fetched ahead through shared memory, where a program has several

@@ -14,9 +14,13 @@ import triton.language as tl
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "triton"
 
-PER_THREAD = 16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+PER_THREAD = (
+    16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+)
 TILE = 1024  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
-PROGRAMS_PER_SM = 0  # tune: 0, 1, 2, 4, 8, 16 | 0: a program for each tile; else so many on an SM, the weight in registers
+PROGRAMS_PER_SM = (
+    0  # tune: 0, 1, 2, 4, 8, 16 | 0: a program for each tile; else so many on an SM, the weight in registers
+)
 STAGES = 1  # tune: 1, 2, 3 | tiles fetched ahead through shared memory, where a program has several
 LONG_ROW = 32768  # tune: 8192, 16384, 32768 | longest row that is kept in registers
 LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in flight at once

@@ -23,9 +23,10 @@ WARPS = 4  # tune: 1, 2, 4, 8 | warps of a program
 
 @triton.jit
 def rotary_kernel(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, heads, positions, half,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, heads, positions,
     x_b, x_h, x_s, x_d, y_b, y_h, y_s, y_d, cos_s, cos_d, sin_s, sin_d,
-    INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, POSITIONS: tl.constexpr, HALF: tl.constexpr,
+    half: tl.constexpr, INTERLEAVED: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, POSITIONS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     # 64-bit offsets: a batch may have more than 2^31 elements.
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
@@ -81,8 +82,8 @@ def kernel_fn(x, cos, sin, interleaved=True):
     tile = max(1, min(TILE // (2 * half), triton.next_power_of_2(positions)))
     grid = (triton.cdiv(positions, tile), triton.cdiv(heads, HEADS), batch)
     rotary_kernel[grid](
-        x, cos, sin, y, heads, positions, width // 2, *x.stride(), *y.stride(), *cos.stride(), *sin.stride(),
-        INTERLEAVED=interleaved, WIDE=cos.shape[1] == width, HEADS=HEADS, POSITIONS=tile, HALF=half,
+        x, cos, sin, y, heads, positions, *x.stride(), *y.stride(), *cos.stride(), *sin.stride(),
+        half=width // 2, INTERLEAVED=interleaved, WIDE=cos.shape[1] == width, HEADS=HEADS, POSITIONS=tile, HALF=half,
         num_warps=max(1, min(WARPS, tile * half // 128)),
     )  # fmt: skip
     return y

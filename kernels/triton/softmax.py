@@ -16,7 +16,9 @@ import triton.language as tl
 KERNEL_TYPE = "softmax"
 BACKEND = "triton"
 
-PER_THREAD = 16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+PER_THREAD = (
+    16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
+)
 TILE = 2048  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
 LONG_ROW = 16384  # tune: 4096, 8192, 16384, 32768 | longest row that is kept in registers
 LONG_BLOCK = 4096  # tune: 1024, 2048, 4096, 8192 | elements of a long row that are in flight at once
@@ -39,33 +41,56 @@ def short_rows_kernel(x_ptr, y_ptr, rows, columns, x_stride, ROWS: tl.constexpr,
 
 
 @triton.jit
-def long_row_kernel(x_ptr, y_ptr, columns, x_stride, BLOCK: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr):
+def add(x, top, total):
+    """Elements x [lanes, n] added to each lane's maximum and sum of exponentials; -inf changes neither."""
+    higher = tl.maximum(top, tl.max(x, axis=1))
+    # A lane that has seen nothing but -inf must not compute -inf - -inf.
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
+
+
+@triton.jit
+def put(x_at, y_at, mask, highest, scale):
+    x = tl.load(x_at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_at, (tl.exp(x - highest) * scale).to(y_at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def long_row_kernel(
+    x_ptr, y_ptr, columns, x_stride,
+    BLOCK: tl.constexpr, VECTOR: tl.constexpr, TOGETHER: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # A row of 50257 elements starts anywhere. What comes before its first 16-byte boundary is taken apart, so that all
+    # else is moved in whole vectors and without masks. TOGETHER: rows of x and y have their boundaries at one place.
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_stride
-    y_ptr += row * columns
+    begin = row * x_stride
+    head = tl.minimum((VECTOR - begin % VECTOR) % VECTOR, columns).to(tl.int32)
+    x_row, y_row = x_ptr + begin, y_ptr + row * columns
+    x_at = x_ptr + tl.multiple_of(begin + head, VECTOR)
+    y_at = y_ptr + (tl.multiple_of(row * columns + head, VECTOR) if TOGETHER else row * columns + head)
+    whole = (columns - head) // BLOCK * BLOCK
+
     # A thread's vector is one 16-byte load: the maximum over axis 1 is taken inside the thread, without shuffles.
     lane = tl.arange(0, BLOCK // VECTOR)
     offset = lane[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     top = tl.full([BLOCK // VECTOR], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK // VECTOR], tl.float32)
-    for start in tl.range(0, columns, BLOCK, num_stages=STAGES):
-        x = tl.load(x_ptr + start + offset, mask=start + offset < columns, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(top, tl.max(x, axis=1))
-        # A thread that has seen nothing but -inf must not compute -inf - -inf.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
-        top = higher
+    x = tl.load(x_row + lane, mask=lane < head, other=float("-inf"))
+    top, total = add(x.to(tl.float32)[:, None], top, total)
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        top, total = add(tl.load(x_at + start + offset).to(tl.float32), top, total)
+    x = tl.load(x_at + whole + offset, mask=whole + offset < columns - head, other=float("-inf"))
+    top, total = add(x.to(tl.float32), top, total)
+
     highest = tl.max(top, axis=0)
     base = tl.where(highest == float("-inf"), 0.0, highest)
     scale = 1.0 / tl.sum(total * tl.exp(top - base), axis=0)
-    flat = tl.arange(0, BLOCK)
     # Backwards: what the first way read last is what the caches still hold.
-    blocks = tl.cdiv(columns, BLOCK)
-    for done in tl.range(0, blocks, num_stages=STAGES):
-        column = (blocks - 1 - done) * BLOCK + flat
-        x = tl.load(x_ptr + column, mask=column < columns, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        y = tl.exp(x - highest) * scale
-        tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < columns)
+    put(x_at + whole + offset, y_at + whole + offset, whole + offset < columns - head, highest, scale)
+    for done in tl.range(BLOCK, whole + BLOCK, BLOCK, num_stages=STAGES):
+        again = tl.load(x_at + (whole - done) + offset, eviction_policy="evict_first").to(tl.float32)
+        tl.store(y_at + (whole - done) + offset, (tl.exp(again - highest) * scale).to(y_ptr.dtype.element_ty))
+    put(x_row + lane, y_row + lane, lane < head, highest, scale)
 
 
 def kernel_fn(x):
@@ -78,8 +103,9 @@ def kernel_fn(x):
     if columns > LONG_ROW:
         vector = 16 // x.element_size()
         long_row_kernel[(rows,)](
-            x, y, columns, x.stride(0), BLOCK=LONG_BLOCK, VECTOR=vector, STAGES=STAGES, num_warps=LONG_WARPS
-        )
+            x, y, columns, x.stride(0), BLOCK=LONG_BLOCK, VECTOR=vector,
+            TOGETHER=(x.stride(0) - columns) % vector == 0, STAGES=STAGES, num_warps=LONG_WARPS,
+        )  # fmt: skip
         return y
     block = triton.next_power_of_2(columns)
     tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
