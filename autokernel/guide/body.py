@@ -63,6 +63,8 @@ def compose(brief: Brief, context: Context, room: Room) -> str:
 
 def why_it_matters(brief: Brief) -> str:
     target, gain = brief.target, worth(brief.target, brief.position)
+    if not target.eager_us:
+        return "## Why this target\n\nThe kernel stands alone, outside of any model: its own time is the score.\n"
     headroom = f"{target.eager_us / target.floor_us:.1f}x" if target.floor_us else "unknown"
     return (
         "## Why this target\n\n"
@@ -126,9 +128,8 @@ def evidence(found: Mapping[str, Any]) -> str:
     if not lines:
         return ""
     cut = lines[:EVIDENCE_LINES] + ([f"({len(lines) - EVIDENCE_LINES} more)"] if len(lines) > EVIDENCE_LINES else [])
-    spills = any(
-        float(figures.get("spill_bytes") or 0) > 0 for figures in found.values() if isinstance(figures, Mapping)
-    )
+    spilled = [figures.get("spill_bytes") for figures in found.values() if isinstance(figures, Mapping)]
+    spills = any(isinstance(size, (int, float)) and size > 0 for size in spilled)
     told = "\nRegisters are spilled to local memory: fewer live values a thread, or more threads.\n" if spills else ""
     return "## What compiler and profiler report of it\n\n" + fenced("\n".join(cut)) + "\n" + told
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autokernel.guide.figures import Bound
 from autokernel.types import Experiment
@@ -69,10 +69,13 @@ def ideas(history: Sequence[Experiment]) -> list[Experiment]:
     return [e for e in history if e.decision in ("keep", "revert")]
 
 
-def due(history: Sequence[Experiment], bound: Bound) -> Due:
-    """The tier that won last as long as it wins, else the first of the bound's order that has attempts left."""
+def due(history: Sequence[Experiment], bound: Bound, tiers: Collection[int] = tuple(TIERS)) -> Due:
+    """The tier that won last as long as it wins, else the first of the bound's order that has attempts left.
+
+    ``tiers`` are those that make sense for this target: some backends have no architecture's instructions to offer.
+    """
     tried = ideas(history)
-    order = ORDER[bound]
+    order = [tier for tier in ORDER[bound] if tier in tiers]
     since = dict.fromkeys(TIERS, 0)  # attempts of each tier since its last win
     for experiment in tried:
         tier = tier_of(experiment)

@@ -10,8 +10,8 @@ LINE_CHARS = 240
 
 
 def tokens_of(text: str) -> int:
-    """An estimate: a token for every 3.5 bytes of UTF-8. English prose takes about 4.5 and code about 3.2 bytes a token
-    in the tokenizers of current models, so a brief, which is both, is rather over-counted.
+    """An estimate: a token for every 3.5 bytes of UTF-8, whatever the model. The rule of thumb is four bytes for prose
+    and three for code, and a brief is both.
     """
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 

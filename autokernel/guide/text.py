@@ -72,7 +72,7 @@ def render(brief: Brief, tokens: int = 24_000) -> BriefText:
     prefix = _joined(text for name, text in named if name not in dropped)
 
     what = bound(costs, where["devices"])
-    tier = due(brief.history, what)
+    tier = due(brief.history, what, {s.tier for s in chosen if s.tier} | {6})
     missing = f"tier-{tier.tier}" if tier.tier else "stuck"
     spare = "\n\n".join(text for name, text in named if name == missing and name in dropped)
     body = _fit_body(brief, parts.Context(costs, what, tier, where["devices"]), spare, tokens - tokens_of(prefix))

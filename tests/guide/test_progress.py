@@ -63,6 +63,13 @@ def test_baselines_and_repetitions_are_no_ideas() -> None:
     assert due(history, "memory").tier == 1 and "0 of 3" in due(history, "memory").reason
 
 
+def test_a_tier_that_a_target_does_not_have_is_never_due() -> None:
+    spent = [experiment(n, "tier 1: x") for n in range(3)] + [experiment(3 + n, "tier 3: x") for n in range(3)]
+    assert due(spent, "compute").tier == 2
+    spent += [experiment(6 + n, "tier 2: x") for n in range(3)]
+    assert due(spent, "compute").tier == 5 and due(spent, "compute", {1, 2, 3, 6}).tier == 6
+
+
 def test_nothing_is_due_when_all_was_tried() -> None:
     history = [experiment(10 * tier + n, f"tier {tier}: x") for tier in range(1, 7) for n in range(3)]
     assert due(history, "compute").tier is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recorded_runs import ROOT, recorded
 
-from autokernel import registry
+from autokernel import assets, registry
 from autokernel.extension import Attempt, Brief
 from autokernel.guide.problem import describe
 from autokernel.guide.quoting import tokens_of
@@ -212,6 +212,23 @@ def test_a_bench_command_is_told_as_one(tmp_path: Path) -> None:
     text = render(Brief(target, "__global__ void sort() {}\n", None, (), {}, 0))
     assert "the problem sort" in text.prefix and "python context/bench.py $KERNEL" in text.prefix
     assert "float64" not in text.prefix and "````cuda\n__global__" in text.body and str(tmp_path) not in text.text
+
+
+def test_a_kernel_without_a_model_is_its_own_score() -> None:
+    brief = recorded("rmsnorm")
+    alone = dataclasses.replace(brief, target=dataclasses.replace(brief.target, share=1.0, eager_us=0.0), model="")
+    assert "its own time is the score" in render(alone).body and "Amdahl" not in render(alone).body
+    assert "Amdahl" in render(brief).body
+
+
+def test_a_section_that_the_owner_adds_is_in_every_brief(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "program.md").write_text(
+        f"{assets.program()}\n<!-- section: house-rules backends=cpp -->\n## House rules\n\nNo goto.\n"
+        "<!-- section: gpu-rules devices=cuda -->\n## For GPUs\n\nNo texture units.\n"
+    )
+    monkeypatch.setattr(assets, "root", lambda: tmp_path)
+    prefix = render(recorded("rmsnorm"), 500).prefix
+    assert "No goto." in prefix and "No texture units." not in prefix
 
 
 def test_several_workloads_show_their_share_and_their_strides() -> None:
