@@ -25,6 +25,7 @@
 #undef __launch_bounds__
 #define __shared__ static
 #define __launch_bounds__(...)
+#undef __grid_constant__
 #define __grid_constant__
 #define threadIdx (emulated::self().index)
 #define blockIdx (emulated::block_index)

@@ -25,7 +25,7 @@ FLAGS = (
 LAUNCH = re.compile(r"(\b\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w+) (\w+)\[\];")
 PTX_FUNCTION = re.compile(
-    r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{\n(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",
+    r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{[^\n}]*\n(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",
     re.MULTILINE,
 )
 
