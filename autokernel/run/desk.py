@@ -261,7 +261,7 @@ class Desk:
         self._blocked = None
 
     def _reached(self) -> bool:
-        return self._limits.reached(self._ledger.rows, self._ledger.unbooked.total()) is not None
+        return self._limits.reached(self._ledger.rows, self._ledger.beside()) is not None
 
     def _strategy(self, target: Target) -> Strategy:
         """This target's strategy, told all that happened before it was made."""

@@ -144,6 +144,10 @@ class Ledger:
         """Whether this very source already has a verdict for this target."""
         return (target.name, source_id(source)) in self._outcomes
 
+    def beside(self) -> Cost:
+        """What was spent and stands in no row: what nobody has booked yet, and the candidate without a verdict."""
+        return unbooked.total([self.unbooked.total(), self.pending.cost if self.pending else Cost()])
+
     def outcome(self, target: Target, source: str) -> str:
         """What became of a source that was judged, in words."""
         return self._outcomes[target.name, source_id(source)]
@@ -241,6 +245,11 @@ class Ledger:
             views.write_experiment(self.folder, experiment, proposed.attempts, exchanges)
             history.append(self.folder / history.FILE, row)
         return experiment
+
+    def tracked_files(self) -> list[str]:
+        """The files of the branch tip."""
+        with told(self.folder):
+            return self._store.tracked()
 
     def edited_files(self) -> list[str]:
         """The tracked files that differ on disk from the branch tip."""

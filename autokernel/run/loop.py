@@ -34,7 +34,7 @@ def run(
     roster = Roster(targets, rules)
     current: Choice | None = None
     while True:
-        if reason := limits.reached(ledger.rows, ledger.unbooked.total()):
+        if reason := limits.reached(ledger.rows, ledger.beside()):
             return reason
 
         # 1. The target with the most expected gain; a proposal that an earlier process left unjudged comes first.
@@ -53,7 +53,7 @@ def run(
             except ProposerFailed as error:
                 return StopReason("proposer", redact(str(error)))
             if isinstance(move, Leave):
-                if not limits.reached(ledger.rows, ledger.unbooked.total()):
+                if not limits.reached(ledger.rows, ledger.beside()):
                     observer.on_event(MovedOn(choice.target, move.reason))
                     roster.leave(choice.target, move.for_good)
                     current = None

@@ -84,8 +84,8 @@ def test_the_branch_tells_the_story_of_what_was_kept(tmp_path):
     night(tmp_path / "run", None, proposer=Lines(idea(60.0), idea(90.0), idea(30.0)), aa_rate=0.0)
     repository = git.Repo(tmp_path / "run")
     subjects = [commit.summary for commit in repository.iter_commits("main")]
-    assert subjects[0] == "experiment 4, softmax: make it 30.0"
-    assert subjects[1] == "experiment 2, softmax: make it 60.0"
+    assert subjects[0] == "[iter 4] softmax: make it 30.0"
+    assert subjects[1] == "[iter 2] softmax: make it 60.0"
     assert len(subjects) == 3 and not repository.is_dirty(untracked_files=True)
     reverted = repository.commit("refs/experiments/3")
     assert reverted.hexsha not in {commit.hexsha for commit in repository.iter_commits("main")}
