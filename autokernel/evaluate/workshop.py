@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,20 +9,22 @@ from autokernel import registry
 from autokernel.assets import cache_folder
 from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed
 from autokernel.evaluate.stages import Failed, failure_status
+from autokernel.isolation import Limits, remove_tree
 from autokernel.types import Status, source_id
-
-BUILD_S = 120.0
-RUNNER_MEMORY_BYTES = 4 << 30
 
 
 class Workshop:
     """Starts runners on one device. Build products of a source are found again by its own later runners only."""
 
-    def __init__(self, folder: Path, device: str, threads: int) -> None:
+    def __init__(
+        self, folder: Path, device: str, threads: int, limits: Limits | None = None, off: frozenset[str] = frozenset()
+    ) -> None:
         self.device = device
         self.threads = threads
         self._folder = folder
-        self._nursery = Nursery(folder, device, threads, {})
+        self._limits = limits or Limits()
+        self._nursery = Nursery(folder, device, threads, {}, self._limits, off)
+        self.isolation = self._nursery.levels()
 
     def start(self, source: str, backend: str) -> Handle:
         """A runner that has loaded ``source``. Raises Failed (BUILD, TIMEOUT or CRASH)."""
@@ -36,7 +37,7 @@ class Workshop:
             for handle, source in zip(handles, sources, strict=True):
                 handle.post("load", {"source": source, "threads": self.threads})
             for handle in handles:
-                handle.wait("load", BUILD_S)
+                handle.wait("load", self._limits.build_s)
         except RunnerFailed as failure:
             for handle in handles:
                 handle.close()
@@ -47,8 +48,7 @@ class Workshop:
         cache = self._cache_of(source)
         cache.mkdir(parents=True, exist_ok=True)
         environment = registry.load("backends", backend).environment(str(cache))
-        memory_bytes = RUNNER_MEMORY_BYTES if self.device == "cpu" else None
-        return self._nursery.spawn(cache, environment, memory_bytes=memory_bytes)
+        return self._nursery.spawn(cache, environment)
 
     def start_baseline(self, name: str, problem: str) -> Handle:
         """A runner of a problem's "eager", "library" or "compile": our own code, not confined. Raises RunnerFailed."""
@@ -69,7 +69,7 @@ class Workshop:
 
     def forget(self, source: str) -> None:
         """Remove what was built of a source."""
-        shutil.rmtree(self._cache_of(source), ignore_errors=True)
+        remove_tree(self._cache_of(source))
 
     def close(self) -> None:
         self._nursery.close()
