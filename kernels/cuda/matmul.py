@@ -17,7 +17,7 @@ KERNEL_TYPE = "matmul"
 BACKEND = "cuda"
 
 BM = 128  # tune: 64, 128 | rows of C a block computes
-BN = 128  # tune: 64, 128, 256 | columns of C a block computes
+BN = 128  # tune: 128, 256 | columns of C a block computes
 BK = 32  # tune: 32, 64 | depth of one slice
 STAGES = 4  # tune: 2, 3, 4, 5 | slices in shared memory
 SKINNY = 32  # tune: 16, 32, 64 | rows up to which a block computes 16 rows at a time
