@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from autokernel.commands.agent import COMMANDS as AGENT_COMMANDS
 from autokernel.commands.bench import bench
 from autokernel.commands.model import extract, profile
 from autokernel.commands.night import run
@@ -83,7 +84,7 @@ def main() -> None:
         os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), tools)))
 
 
-for command in (profile, extract, run, bench, report, listing, doctor):
+for command in (profile, extract, run, bench, report, listing, doctor, *AGENT_COMMANDS):
     main.add_command(command)
 
 

@@ -65,7 +65,7 @@ def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> di
         chosen = sorted(every, key=problem.bytes)[-1 if is_file(problem_name) else -OWN_SHAPES :]
     ceilings = measure(device)
     floor_us = sum(w.count * ceilings.floor_us(problem.flops(w), problem.bytes(w), w.dtype) for w in chosen)
-    return {"workloads": [w.to_json() for w in chosen], "floor_us": floor_us}
+    return {"workloads": [w.to_json() for w in chosen], "floor_us": floor_us, "hardware": ceilings.to_json()}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -211,6 +211,12 @@ class Store:
         index.write()
         return asides
 
+    def tracked(self) -> list[str]:
+        """The files of the branch tip."""
+        tip = self.ref(BRANCH)
+        assert tip is not None, "a workspace has a first commit"
+        return sorted(self._files(tip))
+
     def edited(self) -> list[str]:
         """The tracked files whose content on disk is not the branch tip's, or that are gone."""
         tip = self.ref(BRANCH)

@@ -118,8 +118,7 @@ def start(options: RunOptions, observer: Observer) -> Summary:
     )
     create_strategy = registry.load("strategies", options.strategy)
     known = registry.names("backends")
-    native = "cpp" if options.device == "cpu" else "triton"
-    backend = options.backend or (native if native in known else "torch")
+    backend = options.backend or workspace.native_backend(options.device)
     if backend not in known and "." not in backend:
         raise AutokernelError(registry.unknown("backends", backend, known))
     wanted = {

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel import registry
 from autokernel.run.events import ProfileProgress
 from autokernel.run.gitstore import told, write_file
 from autokernel.types import AutokernelError, Target
@@ -116,6 +117,12 @@ def digest(model: Path) -> str:
         raise AutokernelError(
             f"{model}: a model file was expected (class Model, get_inputs): {error.strerror or error}"
         ) from error
+
+
+def native_backend(device: str) -> str:
+    """The backend of kernels on this device where none is asked for."""
+    native = "cpp" if device == "cpu" else "triton"
+    return native if native in registry.names("backends") else "torch"
 
 
 _MISSING = """
