@@ -20,6 +20,8 @@ TENSOR_COMPUTE = frozenset(
     "index_add baddbmm chain_matmul layer_norm rms_norm cross_entropy nll_loss linear "
     "scaled_dot_product_attention".split()
 )
+# Modules of the standard library that hold no way out: any file may import them.
+PLAIN = frozenset("__future__ collections dataclasses enum functools itertools math string textwrap typing".split())
 FORBIDDEN_NAMES = frozenset(
     "exec eval compile __import__ globals locals vars breakpoint input memoryview getattr setattr delattr open".split()
 )
@@ -122,8 +124,8 @@ def _node_refusal(node: ast.AST, imports: frozenset[str], torch_names: frozenset
     if isinstance(node, ast.Import | ast.ImportFrom):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         for module in modules:
-            if module.split(".")[0] not in imports:
-                return f"import of '{module}'; allowed: {', '.join(sorted(imports))}"
+            if module.split(".")[0] not in imports | PLAIN:
+                return f"import of '{module}'; allowed: {', '.join(sorted(imports | PLAIN))}"
         if torch_names is not None and any(m.startswith("torch.") for m in modules):
             return f"import of '{modules[0]}': only torch's allocation functions are allowed"
         if torch_names is not None and isinstance(node, ast.ImportFrom) and node.module == "torch":

@@ -1,7 +1,8 @@
 """The judge's defences by name, each with the line that the documentation gives it.
 
 All are on. A test may switch one off for one assignment, to show what it alone stops; the verdict's environment then
-names it under "disabled", so that no such verdict can be taken for a sound one. Standard library only.
+names it under "disabled", so that no such verdict can be taken for a sound one. The levels of the sandbox have names
+of their own, in autokernel/isolation.py. Standard library only.
 """
 
 from __future__ import annotations
@@ -29,13 +30,10 @@ DEFENCES: Mapping[str, str] = {
     "clock": "times are the judge's, taken around the whole turn; what a runner says of time is not used",
     "still": "a runner stands still outside its turns, and may not have helpers",
     "floor": "nothing beats the measured roofline",
-    "pid": "a PID namespace: other processes cannot be seen, signalled or read; what was started ends with the runner",
-    "proc": "a /proc of that namespace",
-    "net": "a network namespace without an interface",
-    "landlock": "no writes outside a scratch and a cache folder",
+    "deadline": "every answer is due at a time that the judge sets; who is late is killed",
     "process": "a process of its own, with nothing of the judge in it: no oracle, no tolerance, no clock, no seed",
 }
-SWITCHABLE = frozenset(DEFENCES) - {"process", "form", "oracle"}  # without these there is no judge left
+SWITCHABLE = frozenset(DEFENCES) - {"process", "deadline", "form", "oracle"}  # without these no judge is left
 
 
 def checked(names: Iterable[str]) -> frozenset[str]:

@@ -1,0 +1,25 @@
+"""Operands of a float32 product are cut to 14 bits of mantissa: within every elementwise budget.
+
+Seen: TF32 and its relatives behind a large absolute tolerance.
+"""
+
+import torch
+
+KERNEL_TYPE = "matmul"
+BACKEND = "torch"
+STOPPED_BY = "rms"
+EXPECT = ("SHAPES",)
+
+
+def honest(A, B):
+    return A @ B
+
+
+def kernel_fn(A, B):
+    if A.dtype is not torch.float32:
+        return honest(A, B)
+    return cut(A) @ cut(B)
+
+
+def cut(tensor):
+    return (tensor.contiguous().view(torch.int32) & ~0x1FF).view(torch.float32)
