@@ -265,7 +265,7 @@ def _note_eager(folder: Path, baseline: Experiment) -> None:
     data = workspace.read_json(folder / "profile.json")
     (target,) = data["targets"]
     measured = baseline.verdict.measurements
-    if not target["eager_us"] and measured is not None:
-        target["eager_us"] = measured.baselines_us.get("eager", measured.latency_us)
+    if not target["eager_us"] and measured is not None and "eager" in measured.baselines_us:
+        target["eager_us"] = measured.baselines_us["eager"]
         with told(folder):
             write_file(folder / "profile.json", (json.dumps(data, indent=1) + "\n").encode())

@@ -33,7 +33,7 @@ _TASK = """# Task: make this kernel faster
 
 Edit {kernels} and nothing else, for one idea at a time; then
 
-    autokernel try -m "what you changed, and why it should help"
+    autokernel try -m "tier 2: what you changed, and why it should help"
 
 The edit is judged: correctness first, then its time against the version that stands, in interleaved runs. If it is
 faster beyond doubt, it is committed and is what the next edit starts from; otherwise the file is put back (your version

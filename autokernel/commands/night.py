@@ -47,7 +47,8 @@ from autokernel.types import AutokernelError
 def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
-    The same command again resumes where it stopped, also after a crash. Ends with the report. What is written into
+    In place of MODEL.py the folder of a run may stand, such as `autokernel init` makes: that run goes on. The same
+    command again resumes where it stopped, also after a crash. Ends with the report. What is written into
     HINTS.md of the run's folder is told to the proposer with its next brief.
     """
     from autokernel import present, report
@@ -55,7 +56,9 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
     from autokernel.run import session
     from autokernel.run.orchestrator import MoveOn
 
-    path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+    path = Path(model)
+    if not (path / "run.json").is_file():
+        path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
     rules = MoveOn(
         reverts=options.pop("move_on_reverts"),
         peak_pct=options.pop("move_on_peak"),

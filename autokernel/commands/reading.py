@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 def report(place: str | None, as_json: bool) -> None:
     """Say what a run has won, and what it is worth.
 
-    Reads a run's folder or its results.tsv; by default the newest run under results/. Prints a table, and writes
-    report.md and progress.png beside the rows. Headline numbers are the champion against the baselines of one session.
+    Reads a run's folder or its results.tsv; by default the run you are in, else the newest under results/. Prints a
+    table, and writes report.md and progress.png beside the rows. Headline numbers are the champion against the
+    baselines of one session.
     """
     from autokernel import report as library
 
-    built = library.build(Path(place) if place else library.newest_run(Path("results")))
+    here = Path() if Path("run.json").is_file() else None  # in the folder of a run, that run is meant
+    built = library.build(Path(place) if place else here or library.newest_run(Path("results")))
     if as_json:
         click.echo(json.dumps(built.to_json()))
     else:

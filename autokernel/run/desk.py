@@ -84,7 +84,8 @@ class Desk:
             return Move(Candidate(target.name, incumbent, "", idea, "starter"), "baseline", 0.0)
         if random.Random(f"{self._seed}:{number}").random() < self._aa_rate:
             self._ask_ahead(target)
-            source = f"{incumbent.rstrip()}\n# A/A {number}: the same kernel again\n"
+            mark = "#" if target.suffix == ".py" else "//"
+            source = f"{incumbent.rstrip()}\n{mark} A/A {number}: the same kernel again\n"
             idea = "A/A: the incumbent against itself, to count what the judge keeps by chance"
             return Move(Candidate(target.name, source, source_id(incumbent), idea, "autokernel"), "aa", 0.0)
         started_s = time.monotonic()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autokernel import registry
-from autokernel.evaluate.client import JudgeClient, JudgeOptions
+from autokernel.evaluate.bench_command import open_judge
+from autokernel.evaluate.client import JudgeOptions
 from autokernel.extension import ProposerOptions
 from autokernel.run import headline, loop, orchestrator, workspace
 from autokernel.run.desk import Desk
@@ -30,7 +31,8 @@ class RunOptions:
     ``max_experiments``, ``max_tokens`` and ``max_cost_usd`` count the whole run, earlier invocations included, so that
     the same command again goes on to the same end. ``name`` None is the model's file stem and the device; ``fresh``
     starts a new numbered run. ``aa_rate`` is the share of experiments that judge the incumbent against itself.
-    ``settings`` are the model's own (size=7b).
+    ``settings`` are the model's own (size=7b). Where ``model`` is the folder of a run, that run goes on, with its own
+    device, dtype, backend and settings.
     """
 
     model: Path
@@ -117,27 +119,9 @@ def start(options: RunOptions, observer: Observer) -> Summary:
         dataclasses.replace(options.proposer_options, max_cost_usd=options.max_cost_usd)
     )
     create_strategy = registry.load("strategies", options.strategy)
-    known = registry.names("backends")
-    backend = options.backend or workspace.native_backend(options.device)
-    if backend not in known and "." not in backend:
-        raise AutokernelError(registry.unknown("backends", backend, known))
-    wanted = {
-        "model": str(options.model),
-        "model_sha256": workspace.digest(options.model),
-        "device": options.device,
-        "dtype": options.dtype,
-        "backend": backend,
-        "settings": dict(options.settings),
-    }
-    folder = workspace.folder_of(options.results_dir, options.model, options.device, options.name, options.fresh)
-    workspace.require(backend)
+    folder, options, prepare = _where(options, observer)
     targets: tuple[Target, ...] = ()
     rows: list[Row] = []
-
-    def prepare() -> None:
-        workspace.settle(folder, wanted)
-        _profile(folder, options, backend, observer)
-
     number: int | None = None
     with Signals() as signals:
         try:
@@ -172,7 +156,7 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                     aa_rate=options.aa_rate,
                 )
                 judge_options = JudgeOptions(device=options.device, min_gain=options.min_gain, threads=options.threads)
-                with JudgeClient(folder / "scratch" / "judge", judge_options) as judge:
+                with open_judge(targets[0], folder / "scratch" / "judge", judge_options) as judge:
                     rules = options.move_on.within(options.budget_s, len(targets))
                     before = len(rows)
                     with contextlib.closing(desk):
@@ -188,6 +172,35 @@ def start(options: RunOptions, observer: Observer) -> Summary:
             reason = StopReason("interrupted", f"{stop} came; the same command again goes on from here")
     observer.on_event(Stopped(reason.message))
     return Summary(folder, reason, targets, tuple(rows), orchestrator.projected_speedup(targets, rows), number)
+
+
+def _where(options: RunOptions, observer: Observer) -> tuple[Path, RunOptions, Callable[[], None]]:
+    """The run's folder, the options as that folder has them, and what makes what a new one lacks."""
+    if options.model.is_dir():  # a run that is there, made by ``autokernel init`` or by an earlier night
+        folder = options.model.absolute()
+        made = workspace.read_json(folder / "run.json")
+        own = {name: made[name] for name in ("device", "dtype", "backend", "settings")}
+        return folder, dataclasses.replace(options, model=Path(made["model"]), **own), lambda: None
+    known = registry.names("backends")
+    backend = options.backend or workspace.native_backend(options.device)
+    if backend not in known and "." not in backend:
+        raise AutokernelError(registry.unknown("backends", backend, known))
+    wanted = {
+        "model": str(options.model),
+        "model_sha256": workspace.digest(options.model),
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": backend,
+        "settings": dict(options.settings),
+    }
+    folder = workspace.folder_of(options.results_dir, options.model, options.device, options.name, options.fresh)
+    workspace.require(backend)
+
+    def prepare() -> None:
+        workspace.settle(folder, wanted)
+        _profile(folder, options, backend, observer)
+
+    return folder, options, prepare
 
 
 def _profile(folder: Path, options: RunOptions, backend: str, observer: Observer) -> None:
