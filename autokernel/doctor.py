@@ -18,6 +18,7 @@ from typing import Any, Literal
 import psutil
 
 from autokernel.extension import Missing
+from autokernel.isolation import LEVELS
 from autokernel.types import AutokernelError
 
 State = Literal["ok", "note", "missing", "fatal"]
@@ -59,7 +60,7 @@ def examine(device: str, ask: Callable[..., Mapping[str, Any]]) -> list[Finding]
     except AutokernelError as error:
         findings.append(Finding("torch", "fatal", str(error), f"{sys.executable} -m pip install torch"))
     else:
-        findings += _torch(answer) + _backends(answer) + _sandbox(answer["sandbox"])
+        findings += _torch(answer) + _backends(answer) + _sandbox(answer["isolation"])
     findings += [_ceilings(device), _api_key()]
     return findings
 
@@ -201,23 +202,16 @@ def _backends(answer: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-SANDBOX_MEANING = {
-    "pid": ("own PID namespace", "unshare needs root or user namespaces: sysctl kernel.unprivileged_userns_clone=1"),
-    "net": ("no network", "unshare needs root or user namespaces: sysctl kernel.unprivileged_userns_clone=1"),
-    "landlock": ("no writes outside its folder", "a kernel >= 5.13 with lsm=landlock"),
-    "limits": ("limits on memory and files", "raise the hard limits (ulimit -H) of this shell"),
-    "privs": ("no new privileges", "a kernel >= 3.5"),
-}
-
-
-def _sandbox(levels: Mapping[str, Any]) -> list[Finding]:
+def _sandbox(answer: Mapping[str, Any]) -> list[Finding]:
+    """One line a level of isolation: what it protects, and how to get it where it is missing."""
     findings = []
-    for key, (meaning, mend) in SANDBOX_MEANING.items():
-        name, granted = f"sandbox {key}", bool(levels.get(key))
-        detail = meaning if granted else f"not granted here: candidates run without '{meaning}'"
-        if key == "landlock" and granted:
-            detail += f" (ABI {levels.get('landlock_abi')})"
-        findings.append(Finding(name, "ok" if granted else "missing", detail, "" if granted else mend))
+    for name, level in LEVELS.items():
+        if answer["levels"].get(name):
+            abi = f" (landlock ABI {answer['landlock_abi']})" if name == "landlock" else ""
+            findings.append(Finding(f"sandbox {name}", "ok", f"a candidate {level.protects}{abi}"))
+        else:
+            detail = f"not granted here: nothing ensures that a candidate {level.protects}"
+            findings.append(Finding(f"sandbox {name}", "missing", detail, level.mend))
     return findings
 
 

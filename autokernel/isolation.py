@@ -57,11 +57,14 @@ LEVELS: Mapping[str, Level] = {
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What one runner may use. ``memory_bytes`` bounds the data of each process on a CPU, and the anonymous memory of
-    all of them together; ``disk_bytes`` and ``files`` its scratch and build folders together; ``processes`` counts
-    threads, too; ``build_s`` is the deadline for importing the file, which builds it.
+    all of them together (four times as much on a GPU, whose driver and compilers take more of it); ``shared_bytes``
+    is what may come on top in shared memory, where the judge's inputs lie; ``disk_bytes`` and ``files`` bound its
+    scratch and build folders together; ``processes`` counts threads, too; ``build_s`` is the deadline for importing
+    the file, which builds it.
     """
 
     memory_bytes: int = 4 * GIB
+    shared_bytes: int = 4 * GIB
     disk_bytes: int = GIB
     file_bytes: int = GIB // 2
     files: int = 20_000

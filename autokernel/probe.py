@@ -65,7 +65,11 @@ def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> di
         chosen = sorted(every, key=problem.bytes)[-1 if is_file(problem_name) else -OWN_SHAPES :]
     ceilings = measure(device)
     floor_us = sum(w.count * ceilings.floor_us(problem.flops(w), problem.bytes(w), w.dtype) for w in chosen)
-    return {"workloads": [w.to_json() for w in chosen], "floor_us": floor_us, "hardware": ceilings.to_json()}
+    memory_us = sum(w.count * ceilings.memory_us(problem.bytes(w)) for w in chosen)
+    compute_us = sum(w.count * ceilings.compute_us(problem.flops(w), w.dtype) for w in chosen)
+    bound_by = "memory" if memory_us >= compute_us else "compute"
+    listed = [w.to_json() for w in chosen]
+    return {"workloads": listed, "floor_us": floor_us, "bound_by": bound_by, "hardware": ceilings.to_json()}
 
 
 def main(arguments: Sequence[str]) -> int:

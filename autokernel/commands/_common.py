@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autokernel import isolation
 from autokernel.types import DTYPES, AutokernelError
 
 if TYPE_CHECKING:
@@ -93,6 +94,27 @@ def model_options(function: Function) -> Function:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def _levels(ctx: click.Context, param: click.Parameter, text: str | None) -> frozenset[str]:
+    try:
+        return isolation.parse(text) if text is not None else frozenset()
+    except AutokernelError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+isolation_option = click.option(
+    "--require-isolation", is_flag=False, flag_value="all", metavar="[LEVELS]", callback=_levels,
+    help="Refuse to run where one of these levels of isolation is missing, such as net,landlock; alone: all of them.",
+)  # fmt: skip
+
+
+def check_isolation(required: frozenset[str], device: str) -> None:
+    """Before anything runs: AutokernelError for a required level that is missing here; for others, one loud line."""
+    levels = ask_device("isolation", device)["levels"]
+    isolation.demand(required, levels)
+    if told := isolation.warning(levels):
+        click.echo(click.style(f"! {told}", fg="yellow"), err=True)
 
 
 def console() -> Console:

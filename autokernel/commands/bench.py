@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autokernel.commands._common import Device, ask_device, existing_file
+from autokernel.commands._common import Device, ask_device, check_isolation, console, existing_file, isolation_option
+from autokernel.commands._verdict import Floor, Stages, failure, show, to_json
 from autokernel.types import AutokernelError, Status
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
               help="Smallest gain over --against that counts, as a fraction.")  # fmt: skip
 @click.option("--baselines/--no-baselines", default=True, help="Also time eager, torch.compile and the library's call.")
 @click.option("--thorough", is_flag=True, help="More blocks: a figure to publish.")
+@isolation_option
 @click.option("--json", "as_json", is_flag=True, help="The last line of stdout is one JSON object.")
 def bench(
     file: str, against: str | None, problem: str | None, device: str, min_gain: float, baselines: bool, thorough: bool,
-    as_json: bool,
+    require_isolation: frozenset[str], as_json: bool,
 ) -> None:  # fmt: skip
     """Judge one kernel FILE: five stages of correctness, then its time against three baselines.
 
     Judges the file's WORKLOADS, or a few of its problem's own shapes. Exits 0 if and only if it passes, 1 when it does
-    not, and 2 when the file is no kernel file.
+    not, and 2 when the file is no kernel file or this machine lacks a level of isolation that is required.
     """
     from autokernel import kernelfile
     from autokernel.evaluate.client import JudgeOptions
@@ -49,19 +50,22 @@ def bench(
         incumbent = kernelfile.read(other, own) if other else None
     except kernelfile.NotAKernel as error:
         if as_json:
-            click.echo(json.dumps(_failure(Status.BUILD, "read", str(error))))
+            click.echo(json.dumps(failure(Status.BUILD, "read", str(error))))
         raise
     if incumbent and incumbent.problem != kernel.problem:
         raise AutokernelError(f"expected two versions of one problem, got {kernel.problem} and {incumbent.problem}")
-    stages = _Stages(to_stderr=as_json)
-    evaluation = _judge(
-        kernel, incumbent, JudgeOptions(device=device, min_gain=min_gain), baselines, thorough, stages.on_event
-    )
+    check_isolation(require_isolation, device)
+    stages = Stages(to_stderr=as_json)
+    if not as_json:
+        versus = f" against {other.name}" if other else ""
+        click.echo(f"{click.style(path.name, bold=True)}{versus} · {kernel.problem} · {kernel.backend} · {device}")
+    options = JudgeOptions(device=device, min_gain=min_gain, require=require_isolation)
+    evaluation, floor = _judge(kernel, incumbent, options, baselines, thorough, stages.on_event)
     stages.end(evaluation)
     if as_json:
-        click.echo(json.dumps(to_json(evaluation)))
+        click.echo(json.dumps(to_json(evaluation, floor)))
     else:
-        _explain(evaluation)
+        show(evaluation, floor, console())
     if evaluation.verdict.status is not Status.PASS:
         raise click.exceptions.Exit(1)
 
@@ -73,7 +77,7 @@ def _judge(
     baselines: bool,
     thorough: bool,
     on_event: Callable[[Mapping[str, Any]], None],
-) -> Evaluation:
+) -> tuple[Evaluation, Floor]:
     from autokernel.evaluate.bench_command import open_judge
     from autokernel.evaluate.client import Assignment
     from autokernel.types import Target, Workload
@@ -98,78 +102,4 @@ def _judge(
         tempfile.TemporaryDirectory(prefix="autokernel-bench-") as scratch,
         open_judge(target, Path(scratch), options) as judge,
     ):
-        return judge.evaluate(assignment, on_event)
-
-
-class _Stages:
-    """Prints each stage when it has passed, and the one that did not."""
-
-    def __init__(self, to_stderr: bool) -> None:
-        self.to_stderr = to_stderr
-        self.current = ""
-
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") != "stage" or event["stage"] == self.current:
-            return
-        self._passed()
-        self.current = event["stage"]
-
-    def _passed(self) -> None:
-        if self.current:
-            click.echo(f"{click.style('✓', fg='green')} {self.current}", err=self.to_stderr)
-
-    def end(self, evaluation: Evaluation) -> None:
-        verdict = evaluation.verdict
-        if verdict.status is Status.PASS:
-            self._passed()
-            return
-        if self.current != verdict.stage:
-            self._passed()
-        mark = click.style("✗", fg="red")
-        click.echo(f"{mark} {verdict.stage}: {verdict.status.value}: {verdict.reason}", err=self.to_stderr)
-
-
-def _failure(status: Status, stage: str, reason: str, seconds: float = 0.0) -> dict[str, Any]:
-    numbers = dict.fromkeys(("latency_us", "speedup_vs_eager", "speedup_vs_best", "pct_peak"))
-    return {"status": status.value, "stage": stage, "reason": reason, **numbers, "seconds": seconds}
-
-
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The one object of --json; ``comparison`` (ratios; above 1 the file is faster than --against) only where asked."""
-    verdict, comparison = evaluation.verdict, evaluation.comparison
-    answer = _failure(verdict.status, verdict.stage, verdict.reason, round(evaluation.seconds, 3))
-    if verdict.measurements:
-        for key in ("latency_us", "speedup_vs_eager", "speedup_vs_best", "pct_peak"):
-            answer[key] = getattr(verdict.measurements, key)
-        answer["baselines_us"] = dict(verdict.measurements.baselines_us)
-    if comparison:
-        answer["comparison"] = {
-            "speedup": math.exp(comparison.log_ratio),
-            "ci_low": math.exp(comparison.ci_low),
-            "ci_high": math.exp(comparison.ci_high),
-            "blocks": comparison.blocks,
-            "keep": comparison.keep,
-            "reason": comparison.reason,
-        }
-    return answer
-
-
-def _explain(evaluation: Evaluation) -> None:
-    from autokernel.display import span
-
-    verdict, comparison = evaluation.verdict, evaluation.comparison
-    measured = verdict.measurements
-    if measured is None:
-        if verdict.log_tail:
-            click.echo(verdict.log_tail.rstrip())
-        click.echo(f"{verdict.status.value} at {verdict.stage} after {evaluation.seconds:.1f} s")
-        return
-    peak = f", {measured.pct_peak:.0f} % of peak" if measured.pct_peak is not None else ""
-    click.echo(f"PASS in {evaluation.seconds:.1f} s: {span(measured.latency_us)} (±{measured.noise_pct:.1f} %){peak}")
-    for name, baseline_us in sorted(measured.baselines_us.items(), key=lambda pair: pair[1]):
-        click.echo(f"  {baseline_us / measured.latency_us:6.2f}x  against {name} ({span(baseline_us)})")
-    if comparison:
-        low, high = ((math.exp(c) - 1) * 100 for c in (comparison.ci_low, comparison.ci_high))
-        gain = (math.exp(comparison.log_ratio) - 1) * 100
-        word = "faster" if comparison.keep else "not shown to be faster"
-        click.echo(f"against the other file: {gain:+.1f} % [{low:+.1f}, {high:+.1f}], {word}: {comparison.reason}")
+        return judge.evaluate(assignment, on_event), Floor(answer["floor_us"] or None, answer.get("bound_by"))

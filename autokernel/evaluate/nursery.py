@@ -59,6 +59,8 @@ def main() -> None:
         namespaced = proc_works(own_namespace)  # CUDA does not start in a namespace whose /proc is another's
     hidden = "ptrace" not in off and sandbox.traceable(False)
     limits = Limits.from_json(start["limits"])
+    if start["device"] != "cpu":
+        limits = dataclasses.replace(limits, memory_bytes=4 * limits.memory_bytes)
     readable = tuple(landlock.readable())
     house = House(start["device"], limits, namespaced, hidden, readable, processors, serve)
     control.send({"ok": True, "torch": version})
@@ -160,7 +162,12 @@ def reaper(message: Mapping[str, Any], fds: list[int], namespaced: bool, house: 
     confined, off = message["confine"], frozenset(message["off"])
     own_proc = namespaced and "proc" not in off and sandbox.own_proc()
     watched = confined and "watch" not in off
-    bound = confined and own_proc and "procs" not in off and sandbox.bound_processes(house.limits.processes)
+    bound = (
+        confined
+        and own_proc
+        and "procs" not in off
+        and sandbox.bound_processes(house.limits.processes + sandbox.HEADROOM)
+    )
     levels = {
         "pid": namespaced,
         "proc": own_proc,

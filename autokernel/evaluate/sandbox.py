@@ -33,6 +33,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAPABILITY_VERSION, CAP_DAC_READ_SEARCH, LAST_CAPABILITY = 0x20080522, 2, 63
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_PERTURB = -1, -3, -6  # of mallopt
+HEADROOM = 64  # processes: the hard bound lies above the limit, so that the watch can say which it was
 OUT_OF_MEMORY_FIRST = b"1000"  # oom_score_adj: when the machine runs out, the kernel takes the runner, not the judge
 
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CXX", "VIRTUAL_ENV")
@@ -226,7 +227,7 @@ def enter(
     bounds = limits or Limits()
     levels = {"net": "net" not in off and unshare(CLONE_NEWNET | (CLONE_NEWIPC if private_ipc else 0))}
     levels["limits"] = "limits" not in off and limit_resources(bounds, memory_bytes)
-    if "procs" not in off and limit_processes(bounds.processes):
+    if "procs" not in off and limit_processes(bounds.processes + HEADROOM):
         levels["procs"] = True
     quiet = int(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) == 0
     writes, reads = "landlock" not in off, "reads" not in off and readable is not None

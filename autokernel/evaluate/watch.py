@@ -83,14 +83,20 @@ class Watch:
             return code
         if not self._sees_processes:
             return 0
-        processes, memory_bytes, unlinked_bytes = self._processes(exact=False)
+        processes, memory_bytes, shared_bytes, unlinked_bytes = self._processes(exact=False)
         if processes > self.limits.processes:
             return 204
         if disk_bytes + unlinked_bytes > self.limits.disk_bytes:
             return 200
-        if memory_bytes > self.limits.memory_bytes and self._processes(exact=True)[1] > self.limits.memory_bytes:
+        if self._too_much(memory_bytes, shared_bytes) and self._too_much(*self._processes(exact=True)[1:3]):
             return 203
         return 0
+
+    def _too_much(self, memory_bytes: int, shared_bytes: int) -> bool:
+        return (
+            memory_bytes > self.limits.memory_bytes
+            or memory_bytes + shared_bytes > self.limits.memory_bytes + self.limits.shared_bytes
+        )
 
     def _machine(self) -> tuple[int, int, int]:
         """Free bytes of memory and of the disk, and the number of processes and threads, of the whole machine."""
@@ -132,12 +138,12 @@ class Watch:
                         return 200, total
         return 0, total
 
-    def _processes(self, *, exact: bool) -> tuple[int, int, int]:
-        """Processes and threads of the namespace but for this one, their anonymous memory with that of memory files
-        they hold open, and the bytes of files on the scratch disk that have no name any more. ``exact`` counts
-        pages that forks share once.
+    def _processes(self, *, exact: bool) -> tuple[int, int, int, int]:
+        """Processes and threads of the namespace but for this one; the bytes of their anonymous memory, of shared
+        memory (mapped, or a memory file that is open), and of files on the scratch disk that have no name any more.
+        ``exact`` counts pages that several processes share once.
         """
-        threads = memory = unlinked = 0
+        threads = memory = shared = unlinked = 0
         seen: set[tuple[int, int]] = set()
         for pid in filter(str.isdigit, os.listdir("/proc")):
             if int(pid) == os.getpid():
@@ -146,9 +152,12 @@ class Watch:
                 status = Path("/proc", pid, "status").read_text()
                 threads += _field(status, "Threads:")
                 if exact:
-                    memory += _field(Path("/proc", pid, "smaps_rollup").read_text(), "Pss_Anon:") * 1024
+                    rollup = Path("/proc", pid, "smaps_rollup").read_text()
+                    memory += _field(rollup, "Pss_Anon:") * 1024
+                    shared += _field(rollup, "Pss_Shmem:") * 1024
                 else:
                     memory += _field(status, "RssAnon:") * 1024
+                    shared += _field(status, "RssShmem:") * 1024
             with contextlib.suppress(OSError):
                 for name in os.listdir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(OSError):
@@ -159,8 +168,8 @@ class Watch:
                         if stat.st_dev == self._device:
                             unlinked += stat.st_blocks * 512
                         else:
-                            memory += stat.st_blocks * 512
-        return threads, memory, unlinked
+                            shared += stat.st_blocks * 512
+        return threads, memory, shared, unlinked
 
 
 def _field(text: str, name: str) -> int:
