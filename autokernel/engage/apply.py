@@ -21,7 +21,6 @@ import torch
 from torch import fx
 
 from autokernel.engage import won
-from autokernel.engage.kernel import Kernel
 from autokernel.engage.rewrite import Engagement, Rewriter
 from autokernel.regions.model import fingerprint
 from autokernel.types import AutokernelError
@@ -51,7 +50,7 @@ def apply(
         raise AutokernelError("this model has kernels applied already: autokernel.restore(model) first")
     found = won.read(Path(run), kernels)
     check(model, found)
-    rewriter = Rewriter([Kernel.of(each) for each in found.won], found.device, {id(b) for b in model.buffers()})
+    rewriter = Rewriter(found.won, found.device, {id(b) for b in model.buffers()})
     _applied[model] = rewriter
     model.compile(backend=_Backend(rewriter, rest), dynamic=False)
     return model
@@ -104,7 +103,7 @@ def backend(
             f'torch.compile(backend="autokernel") expects options={{"run": FOLDER}} (also: kernels, rest); {found}'
         )
     run = won.read(Path(folder), kernels)
-    rewriter = Rewriter([Kernel.of(each) for each in run.won], run.device, set())
+    rewriter = Rewriter(run.won, run.device, set())
     return _Backend(rewriter, rest)(module, examples)
 
 

@@ -27,16 +27,16 @@ _kernels: dict[tuple[str, str], Kernel] = {}
 
 
 class Kernel:
-    """A kernel file, loaded, and the operator ``torch.ops.autokernel.<name>`` that calls it."""
+    """A kernel file, loaded, and the operator ``torch.ops.autokernel.<name>`` that calls it. What it was won for is not
+    its business: two runs may hold the same file.
+    """
 
     def __init__(self, won: Won) -> None:
-        self.won = won
         self.problem: Problem = registry.load("problems", won.target.problem)
         self.calls = 0
         self.refused: Counter[str] = Counter()
-        self._device = ""
         self._kernel = _load(won)
-        self.op = self._define()
+        self.op = self._define(source_id(won.source)[:12])
 
     @classmethod
     def of(cls, won: Won) -> Kernel:
@@ -71,8 +71,8 @@ class Kernel:
         out = self._kernel(*tensors, **named)
         return out.contiguous()
 
-    def _define(self) -> Callable[..., torch.Tensor]:
-        name = f"{self.problem.name.rpartition('.')[2].rpartition('/')[2]}_{source_id(self.won.source)[:12]}"
+    def _define(self, version: str) -> Callable[..., torch.Tensor]:
+        name = f"{self.problem.name.rpartition('.')[2].rpartition('/')[2]}_{version}"
         name = "".join(c if c.isalnum() else "_" for c in name)
         parts = [f"Tensor {each}" for each in self.problem.inputs]
         parts += [f"{_SCHEMA_TYPES[type(value)]} {each}" for each, value in self.problem.scalars.items()]

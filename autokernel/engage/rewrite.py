@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from autokernel.engage.kernel import Kernel
+from autokernel.engage.won import Won
 from autokernel.regions import capture, match
 from autokernel.regions.capture import Graph, TensorSpec
 from autokernel.regions.match import Match
@@ -51,14 +52,15 @@ class Region(torch.nn.Module):
 class Rewriter:
     """Rewrites graphs for a set of kernels, and remembers what it recognised from one graph to the next."""
 
-    def __init__(self, kernels: Sequence[Kernel], device: str, buffers: set[int]) -> None:
-        self.kernels = {kernel.won.target.name: kernel for kernel in kernels}
+    def __init__(self, won: Sequence[Won], device: str, buffers: set[int]) -> None:
+        self.won = won
+        self.kernels = {each.target.name: Kernel.of(each) for each in won}
         self.engaged: dict[str, Engagement] = {name: Engagement() for name in self.kernels}
         self._before = {name: (kernel.calls, Counter(kernel.refused)) for name, kernel in self.kernels.items()}
         self._device = torch.device(device)
         self._buffers = buffers
         self._known: match.Known = {}
-        self._problems: list[Problem] = list({k.problem.name: k.problem for k in kernels}.values())
+        self._problems: list[Problem] = list({k.problem.name: k.problem for k in self.kernels.values()}.values())
 
     def rewrite(self, module: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
         """The same program with kernels engaged; ``args`` are real arguments, which say what the shapes are."""
@@ -77,12 +79,13 @@ class Rewriter:
         inner = graph.module.graph
         now: dict[fx.Node, fx.Node] = {}  # a region's old output -> the node that gives it now
         for found in matches:
-            kernel = self._kernel_for(found)
-            if kernel is None:
+            target = self._target_of(found)
+            if target is None:
                 continue
-            name = f"autokernel_{kernel.won.target.name}_{self.engaged[kernel.won.target.name].regions}"
-            self.engaged[kernel.won.target.name].regions += 1
-            graph.module.add_submodule(name, Region(kernel, found.binding, graph.specs[found.output.name]))
+            name = f"autokernel_{target}_{self.engaged[target].regions}"
+            self.engaged[target].regions += 1
+            region = Region(self.kernels[target], found.binding, graph.specs[found.output.name])
+            graph.module.add_submodule(name, region)
             with inner.inserting_after(found.output):
                 node = inner.call_module(name, tuple(now.get(i, i) for i in found.inputs))
             now[found.output] = node
@@ -106,14 +109,14 @@ class Rewriter:
             engagement.refused = Counter(engagement.refused) | Counter({k: v for k, v in now.items() if v > 0})
         return self.engaged
 
-    def _kernel_for(self, found: Match) -> Kernel | None:
-        """The kernel that was won for exactly this call; why none was is noted."""
-        same = [k for k in self.kernels.values() if k.won.target.problem == found.problem]
-        for kernel in same:
-            if any(work.key == found.workload.key for work in kernel.won.target.workloads):
-                return kernel
-        for kernel in same:
-            self.engaged[kernel.won.target.name].refused[f"won for other calls than {found.workload.key}"] += 1
+    def _target_of(self, found: Match) -> str | None:
+        """The target that was won for exactly this call; why none was is noted."""
+        same = [each.target for each in self.won if each.target.problem == found.problem]
+        for target in same:
+            if any(work.key == found.workload.key for work in target.workloads):
+                return target.name
+        for target in same:
+            self.engaged[target.name].refused[f"won for other calls than {found.workload.key}"] += 1
         return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autokernel.run import history
-from autokernel.types import AutokernelError, Target
+from autokernel.types import AutokernelError, DType, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Run:
     folder: Path
     model: str
     device: str
-    dtype: str
+    dtype: DType
     settings: Mapping[str, str]
     fingerprint: str | None
     won: tuple[Won, ...]
 
 
-def read(folder: Path, only: Collection[str] | None = None) -> Run:
+def read(folder: Path, only: Collection[str] | None = None, *, everything: bool = False) -> Run:
     """The kernels of a run that beat eager, those that save most first.
 
     ``only`` names the targets that are wanted (default: all that were won, less those that a verification of this run
-    found not to pay). Raises AutokernelError for a folder that is no run, for a target that won nothing, and for a
-    kernel file that is not the one its verdict was given for.
+    found not to pay; with ``everything``, those too). Raises AutokernelError for a folder that is no run, for a target
+    that won nothing, and for a kernel file that is not the one its verdict was given for.
     """
     profile = _json(folder / "profile.json")
     rows = history.read(folder)
@@ -72,7 +72,7 @@ def read(folder: Path, only: Collection[str] | None = None) -> Run:
                 f"{folder}: a kernel '{name}' that beats eager was expected; "
                 f"this run has {', '.join(sorted(names)) or 'none'}"
             )
-    wanted = set(only) if only is not None else names - _refused(folder, found)
+    wanted = set(only) if only is not None else names - (set() if everything else _refused(folder, found))
     chosen = sorted((won for won in found if won.target.name in wanted), key=lambda won: -won.gain)
     return Run(
         folder,

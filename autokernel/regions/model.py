@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +39,7 @@ class LoadedModel:
     inputs: tuple[Any, ...]
     device: torch.device
     dtype: DType
+    make_inputs: Callable[[int], tuple[Any, ...]]  # seed -> the arguments of another forward
 
     def forward(self) -> Any:
         with torch.no_grad():
@@ -67,16 +68,18 @@ def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | No
     if not isinstance(module, torch.nn.Module):
         raise AutokernelError(f"{path}: Model was expected to be a torch.nn.Module; it is a {type(module).__name__}")
     module = module.to(where, TORCH_DTYPES[dtype]).eval()
-    with user_code(path, "get_inputs()"):
-        torch.manual_seed(SEED)
-        inputs = namespace.get_inputs()
-    if not isinstance(inputs, (list, tuple)):
-        raise AutokernelError(
-            f"{path}: get_inputs() was expected to return a list; it returned {type(inputs).__name__}"
-        )
-    model = LoadedModel(
-        path.stem, path, module, tuple(_move(i, where, TORCH_DTYPES[dtype]) for i in inputs), where, dtype
-    )
+
+    def make_inputs(seed: int) -> tuple[Any, ...]:
+        with user_code(path, "get_inputs()"):
+            torch.manual_seed(seed)
+            inputs = namespace.get_inputs()
+        if not isinstance(inputs, (list, tuple)):
+            raise AutokernelError(
+                f"{path}: get_inputs() was expected to return a list; it returned {type(inputs).__name__}"
+            )
+        return tuple(_move(i, where, TORCH_DTYPES[dtype]) for i in inputs)
+
+    model = LoadedModel(path.stem, path, module, make_inputs(SEED), where, dtype, make_inputs)
     with user_code(path, "Model.forward"):
         model.forward()
     return model

@@ -98,7 +98,7 @@ def test_the_compile_backend_takes_the_run_by_name(torch_run: Path, decoder: Loa
     from autokernel.engage.won import read
 
     expected = decoder.forward()
-    kernels = [Kernel.of(each) for each in read(torch_run).won]
+    kernels = [Kernel.of(won) for won in read(torch_run).won]
     before = sum(kernel.calls for kernel in kernels)
     compiled = torch.compile(decoder.module, backend="autokernel", dynamic=False, options={"run": str(torch_run)})
     with torch.no_grad():

@@ -1,0 +1,129 @@
+"""Does the model still say the same? Outputs and gradients against a wider run of the original.
+
+Two versions of one model never agree bit for bit, so each is held against the same original in a wider dtype (float64
+for a float32 model, float32 for half precision): a rewritten model may be off by a small multiple of what the original
+is off itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_map
+
+from autokernel.regions.model import LoadedModel
+
+MULTIPLE = 3.0  # of the original's own error that is allowed
+ROUNDINGS = 4.0  # units in the last place that are allowed where the original makes (nearly) no error
+EQUAL_SHARE = 0.999  # of integer outputs (tokens, say): near ties fall either way
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Errors are root mean squares relative to the reference's. ``worst`` names the output or parameter that is
+    furthest from what is allowed; ``missing`` what the original gives and the rewritten model does not.
+    """
+
+    passed: bool
+    error: float
+    original_error: float
+    worst: str = ""
+    missing: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+Named = dict[str, torch.Tensor]
+
+
+class Judge:
+    """The original's outputs over fresh input sets, in its own dtype and in a wider one."""
+
+    def __init__(self, model: LoadedModel, seeds: Sequence[int], *, train: bool = False) -> None:
+        self.inputs = [model.make_inputs(seed) for seed in seeds]
+        self.train = train
+        self._model = model
+        original = model.module
+        self._narrow = [self._run(original, original, inputs) for inputs in self.inputs]
+        wide = copy.deepcopy(original)
+        wide.to(torch.float64 if model.dtype == "fp32" else torch.float32)
+        self._wide = [self._run(wide, wide, tree_map(_widened, inputs)) for inputs in self.inputs]
+
+    def agreement(self, call: Callable[..., Any]) -> Agreement:
+        """How far ``call`` (the rewritten model) is from the reference over all input sets."""
+        worst: Agreement | None = None
+        for inputs, narrow, wide in zip(self.inputs, self._narrow, self._wide, strict=True):
+            found = compare(self._run(self._model.module, call, inputs), narrow, wide)
+            if worst is None or (worst.passed, -worst.error) > (found.passed, -found.error):
+                worst = found
+        assert worst is not None, "at least one input set"
+        return worst
+
+    def _run(self, module: torch.nn.Module, call: Callable[..., Any], inputs: tuple[Any, ...]) -> Named:
+        """Outputs by name; when training, the gradient of every parameter as well."""
+        if not self.train:
+            with torch.no_grad():
+                return _named(call(*inputs))
+        module.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            outputs = _named(call(*inputs))
+            floats = [t for t in outputs.values() if t.is_floating_point() and t.requires_grad]
+            loss = torch.stack([t.double().square().mean() for t in floats]).sum()
+            torch.autograd.backward(loss)
+        gradients = {
+            f"gradient of {name}": p.grad.clone() for name, p in module.named_parameters() if p.grad is not None
+        }
+        module.zero_grad(set_to_none=True)
+        return {name: t.detach() for name, t in outputs.items()} | gradients
+
+
+def compare(found: Named, narrow: Named, wide: Named) -> Agreement:
+    """``found`` against ``wide``, allowed what ``narrow`` (the original itself) is off, and a little more."""
+    missing = tuple(sorted(set(narrow) - set(found)))
+    if missing:
+        return Agreement(False, math.inf, 0.0, missing[0], missing)
+    worst, ratio = Agreement(True, 0.0, 0.0), -1.0
+    for name, reference in wide.items():
+        ours, theirs = found[name], narrow[name]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return Agreement(False, math.inf, 0.0, f"{name}: {ours.dtype} {tuple(ours.shape)}")
+        if not theirs.is_floating_point():
+            same = float((ours == theirs).double().mean()) if theirs.numel() else 1.0
+            error, own, allowed = 1 - same, 0.0, 1 - EQUAL_SHARE
+        else:
+            error, own = _error(ours, reference), _error(theirs, reference)
+            allowed = MULTIPLE * own + ROUNDINGS * torch.finfo(theirs.dtype).eps
+        if math.isnan(error) or error / allowed > ratio:
+            ratio = math.inf if math.isnan(error) else error / allowed
+            worst = Agreement(ratio <= 1.0, error, own, name)
+    return worst
+
+
+def _error(values: torch.Tensor, reference: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the reference; infinite where one is finite and one is not."""
+    values, reference = values.detach().to(reference.dtype), reference.detach()
+    finite = reference.isfinite()
+    if not torch.equal(finite, values.isfinite()):
+        return math.inf
+    difference, scale = (values - reference)[finite].norm(), reference[finite].norm()
+    if not float(scale):
+        return 0.0 if not float(difference) else math.inf
+    return float(difference / scale)
+
+
+def _named(output: Any) -> Named:
+    leaves, _ = tree_flatten(output)
+    if hasattr(output, "to_tuple"):  # a transformers' ModelOutput
+        leaves, _ = tree_flatten(output.to_tuple())
+    return {f"output {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+
+
+def _widened(value: Any) -> Any:
+    return value.to(WIDER.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,100 @@
+"""The process that proves a run on its model; the daemon reads its events.
+
+    python -m autokernel.engage.verifier --run DIR [--model FILE] [--train] [--diagnose] [--mode ours] [--quick]
+
+Writes verification.json (or diagnosis.json) into the run's folder. Each line of standard output is one JSON object, as
+those of ``autokernel.regions.worker``: {"event": "verify" | "error", "message", "done", "of"}. A mistake of the user
+ends it with exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autokernel.engage import won
+from autokernel.engage.verify import QUICK, RESTS, THOROUGH, Verifier
+from autokernel.evaluate.sandbox import die_with_parent
+from autokernel.regions import model
+from autokernel.types import AutokernelError
+
+VERSION = 1  # of verification.json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if arguments is None:
+        die_with_parent()
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries and the model may print: events have a channel of their own
+
+    def emit(event: str, message: str) -> None:
+        events.write(json.dumps({"event": event, "message": message, "done": 0, "of": 0}) + "\n")
+
+    try:
+        prove(options, lambda message: emit("verify", message))
+    except AutokernelError as error:
+        emit("error", str(error))
+        return 2
+    finally:
+        events.close()
+    return 0
+
+
+def prove(options: argparse.Namespace, on_step: Any) -> None:
+    """Verify (or diagnose), and write what was found."""
+    folder = Path(options.run)
+    found = won.read(folder, options.kernel or None, everything=True)
+    path = Path(options.model or found.model)
+    on_step(f"loading {path}")
+    loaded = model.load(path, found.device, found.dtype, found.settings)
+    verifier = Verifier(loaded, found, train=options.train, effort=QUICK if options.quick else THOROUGH)
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "model": str(path),
+        "device": found.device,
+        "dtype": found.dtype,
+        "settings": dict(found.settings),
+        "train": options.train,
+        "projected": 1 / max(1e-9, 1 - sum(each.gain for each in found.won)),
+    }
+    if options.diagnose:
+        alone = verifier.diagnose(on_step)
+        _write(folder / "diagnosis.json", {**record, "alone": {n: a.to_json() for n, a in alone.items()}})
+        return
+    result = verifier.verify(options.mode or list(RESTS), on_step)
+    pays = {step.target for steps in result.steps.values() for step in steps if step.applied}
+    kernels = {each.target.name: {"commit": each.commit, "applied": each.target.name in pays} for each in found.won}
+    _write(folder / "verification.json", {**record, "kernels": kernels, **result.to_json()})
+
+
+def _write(path: Path, data: Any) -> None:
+    torn = path.with_name(f"{path.name}.part")
+    try:
+        torn.write_text(json.dumps(data, indent=1) + "\n")
+        torn.replace(path)
+    except OSError as error:
+        raise AutokernelError(f"{path} was expected to be writable: {error.strerror}") from error
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m autokernel.engage.verifier")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--kernel", action="append", default=[])
+    parser.add_argument("--mode", action="append", default=[], choices=list(RESTS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--diagnose", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
