@@ -203,6 +203,7 @@ template <typename T> T __ldg(const T* p) { return *p; }
 template <typename T> void __stcs(T* p, T v) { *p = v; }
 
 // ---- what starters write in PTX: their functions of these names are replaced by these
+inline float exp2_approx(float v) { return std::exp2(v); }
 inline void copy_async(void* to, const void* from, int bytes) {  // 16 bytes, those beyond `bytes` zero
   emulated::self().open.push_back({to, from, bytes, 16});
 }
