@@ -120,10 +120,10 @@ def edited(place: Place, changed: Sequence[str]) -> Target:
     return kernels[mine[0]]
 
 
-def strangers(place: Place, tracked: Sequence[str]) -> list[str]:
-    """Files below context/ that are no part of it: what a bench command or a reference would pick up unseen."""
+def context_files(place: Place) -> list[str]:
+    """The files below context/, caches of Python aside, relative to the folder."""
     found = []
     for root, folders, files in os.walk(place.folder / "context"):
         folders[:] = [name for name in folders if name != "__pycache__"]
         found += [Path(root, name).relative_to(place.folder).as_posix() for name in files]
-    return sorted(set(found) - set(tracked))
+    return sorted(found)

@@ -58,8 +58,9 @@ def once(folder: Path, hypothesis: str, observer: Observer, judges: Judges = own
     if not hypothesis:
         raise AutokernelError("a hypothesis was expected: autokernel try -m 'what you changed, and why it should help'")
     place = places.read(folder)
-    kernels = [target.file for target in place.targets]
-    with Signals() as signals, session.opened(folder, observer, held=signals.held, edited=kernels) as opened:
+    # What else was edited is told, not put back in silence: its author may believe that it counts.
+    hands_off = [*(target.file for target in place.targets), *places.context_files(place)]
+    with Signals() as signals, session.opened(folder, observer, held=signals.held, edited=hands_off) as opened:
         ledger = opened.ledger
         finished = _pending(place, opened, observer, judges)
         if finished is not None:
@@ -106,7 +107,7 @@ def _pending(place: Place, opened: Opened, observer: Observer, judges: Judges) -
 def _edited(place: Place, ledger: Ledger, finished: Experiment | None) -> Target | None:
     """The target that was edited; None where nothing but an earlier experiment was left to do."""
     changed = ledger.edited_files()
-    if strange := places.strangers(place, ledger.tracked_files()):
+    if strange := sorted(set(places.context_files(place)) - set(ledger.tracked_files())):
         raise AutokernelError(
             f"{place.folder}: context/ is as init made it, and {strange[0]} is new there: move it somewhere else"
         )

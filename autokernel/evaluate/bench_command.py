@@ -167,7 +167,9 @@ class BenchJudge:
         """A folder that looks like the workspace to the command."""
         folder = self._scratch / name
         remove_tree(folder)
-        shutil.copytree(Path(target.problem).parent, folder / "context", symlinks=True)
+        shutil.copytree(
+            Path(target.problem).parent, folder / "context", symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
         kernel = folder / target.file
         kernel.parent.mkdir(parents=True, exist_ok=True)
         kernel.write_bytes(source.encode())
