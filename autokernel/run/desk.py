@@ -15,8 +15,9 @@ from autokernel.redact import redact
 from autokernel.run.events import ExperimentKind, Mending, Note, Observer, Waiting
 from autokernel.run.gitstore import told
 from autokernel.run.inflight import Answer, InFlight
-from autokernel.run.ledger import Ledger, Proposed
+from autokernel.run.ledger import Ledger
 from autokernel.run.limits import Limits
+from autokernel.run.proposed import Proposed
 from autokernel.types import Candidate, Experiment, Target, Verdict, source_id
 
 HINTS = "HINTS.md"

@@ -13,7 +13,8 @@ from autokernel.evaluate.client import Assignment, Evaluation, Judge, JudgeFaile
 from autokernel.run import orchestrator
 from autokernel.run.desk import Move
 from autokernel.run.events import ExperimentDone, ExperimentStarted, JudgeStage, Note, Observer
-from autokernel.run.ledger import Ledger, Proposed
+from autokernel.run.ledger import Ledger
+from autokernel.run.proposed import Proposed
 from autokernel.types import Decision, Experiment, Status, Verdict
 
 # What its author can mend with the log in hand. Not POLICY and IMPLAUSIBLE: whoever broke a rule and is told how it was

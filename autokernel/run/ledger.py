@@ -13,10 +13,8 @@ An experiment is written in this order, each step one atomic rename:
 ``Ledger`` finishes steps 4 and 5 from the refs when it opens a workspace. What the two refs say is the truth; views
 that disagree are set aside and written anew, with a note that names the line.
 
-What is too long for a commit's message (failed attempts, exchanges with a model) is a blob under ``refs/details/N``,
-written before the commit that counts it. It only grows, and a commit says how much of it is its own: what a kill left
-over at its end belongs to nobody. What was spent on asking moves from ``unbooked.json`` into the commit or record that
-names its entry; an entry that both hold is dropped when the workspace opens.
+What was spent on asking moves from ``unbooked.json`` into the commit or record that names its entry; an entry that both
+hold is dropped when the workspace opens.
 """
 
 from __future__ import annotations
@@ -27,12 +25,13 @@ import datetime
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from autokernel.extension import Attempt, Exchange
-from autokernel.run import details, history, unbooked, views
+from autokernel.extension import Attempt
+from autokernel.run import history, unbooked, views
 from autokernel.run.gitstore import BRANCH, Store, told
 from autokernel.run.history import Row
+from autokernel.run.proposed import Kind, Proposed, details, put_details, read
 from autokernel.run.unbooked import Unbooked
 from autokernel.types import (
     AutokernelError,
@@ -46,8 +45,7 @@ from autokernel.types import (
     source_id,
 )
 
-Kind = Literal["baseline", "candidate", "aa"]
-_EXPERIMENTS, _RECORDS, _TRAILER = "refs/experiments", "refs/records", "Proposal: "
+_EXPERIMENTS, _RECORDS = "refs/experiments", "refs/records"
 IGNORED = (
     "results.tsv*",
     "experiments/",
@@ -66,24 +64,6 @@ IGNORED = (
     "scratch/",
     "lock",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposed:
-    """A candidate that is committed and has no verdict yet. ``spent_s`` is what proposing it took, and proposing and
-    judging the ``attempts`` that failed before it; ``cost`` and ``exchanges`` are those of all of them.
-    """
-
-    number: int
-    target: Target
-    candidate: Candidate
-    kind: Kind
-    cost: Cost
-    spent_s: float
-    commit: str
-    parent: str
-    attempts: tuple[Attempt, ...] = ()
-    exchanges: tuple[Exchange, ...] = ()
 
 
 class Ledger:
@@ -177,31 +157,21 @@ class Ledger:
         return self._commit(dataclasses.replace(proposed, candidate=candidate, attempts=attempts, spent_s=spent_s))
 
     def _commit(self, proposed: Proposed) -> Proposed:
-        number, target, candidate = proposed.number, proposed.target, proposed.candidate
         booked = self.unbooked.loose()
-        cost = unbooked.total([proposed.cost, *(entry.cost for entry in booked)])
-        exchanges = (*proposed.exchanges, *(exchange for entry in booked for exchange in entry.exchanges))
-        trailer = {
-            "target": target.name,
-            "kind": proposed.kind,
-            "idea": candidate.idea,
-            "author": candidate.author,
-            "parent": candidate.parent,
-            "cost": dataclasses.asdict(cost),
-            "spent_s": proposed.spent_s,
-            "attempts": len(proposed.attempts),
-            "exchanges": len(exchanges),
-            "booked": [entry.id for entry in booked],
-        }
-        subject = " ".join(f"[iter {number}] {target.name}: {candidate.idea}".split())
-        message = f"{_encodable(subject[:100])}\n\n{_TRAILER}{json.dumps(trailer)}\n"
+        proposed = dataclasses.replace(
+            proposed,
+            cost=unbooked.total([proposed.cost, *(entry.cost for entry in booked)]),
+            exchanges=(*proposed.exchanges, *(exchange for entry in booked for exchange in entry.exchanges)),
+            booked=tuple(entry.id for entry in booked),
+        )
         with told(self.folder), self._held():
-            details.put(self._store, number, proposed.attempts, exchanges)
-            changes = {target.file: candidate.source}
-            commit = self._store.put_commit(proposed.parent, changes, message, int(_now().timestamp()))
-            self._store.set_ref(f"{_EXPERIMENTS}/{number}", commit)
-            self.unbooked.drop([entry.id for entry in booked])
-            self.pending = dataclasses.replace(proposed, commit=commit, cost=cost, exchanges=exchanges)
+            put_details(self._store, proposed.number, proposed.attempts, proposed.exchanges)
+            changes = {proposed.target.file: proposed.candidate.source}
+            when_s = int(_now().timestamp())
+            commit = self._store.put_commit(proposed.parent, changes, proposed.message(), when_s)
+            self._store.set_ref(f"{_EXPERIMENTS}/{proposed.number}", commit)
+            self.unbooked.drop(proposed.booked)
+            self.pending = dataclasses.replace(proposed, commit=commit)
         return self.pending
 
     def record(
@@ -233,7 +203,7 @@ class Ledger:
         }
         with told(self.folder), self._held():
             if booked:
-                details.put(self._store, proposed.number, proposed.attempts, exchanges)
+                put_details(self._store, proposed.number, proposed.attempts, exchanges)
             blob = self._store.put_blob(json.dumps(record, indent=1).encode())
             self._store.set_ref(f"{_RECORDS}/{proposed.number}", blob)
             self.unbooked.drop([entry.id for entry in booked])
@@ -296,33 +266,16 @@ class Ledger:
                 f"{absent[:5]} are incomplete. Put the refs back, or start a new run with --fresh"
             )
         for number in range(1, count + 1):
-            self._load(self._proposed(number, commits[number]), json.loads(self._store.blob(records[number])))
+            proposed = read(self._store, number, commits[number], self._targets, whole=False)
+            self.unbooked.drop(proposed.booked)
+            self._load(proposed, json.loads(self._store.blob(records[number])))
         if count + 1 in commits:
-            self.pending = self._proposed(count + 1, commits[count + 1], whole=True)
+            self.pending = read(self._store, count + 1, commits[count + 1], self._targets, whole=True)
+            self.unbooked.drop(self.pending.booked)
         self._settle_branch()
         for path, aside in self._store.check_out(edited).items():
             self._note(f"{path} was edited by hand: the run goes on from the branch tip, the edit is in {aside}")
         views.settle_table(self.folder, self.rows, self._note)
-
-    def _proposed(self, number: int, commit: str, whole: bool = False) -> Proposed:
-        """Reads an experiment's commit back; its attempts and exchanges only if it is wanted ``whole``."""
-        body = self._store.message(commit)
-        trailer = json.loads(body[body.index(_TRAILER) + len(_TRAILER) :])
-        self.unbooked.drop(trailer.get("booked", ()))
-        target = self._targets.get(trailer["target"])
-        if target is None:
-            raise AutokernelError(
-                f"{self.folder}: experiment {number} is of target '{trailer['target']}', which profile.json does not "
-                "name: it was made for other targets. Put the old profile.json back, or start with --fresh"
-            )
-        source = self._store.text(commit, target.file) or ""
-        candidate = Candidate(target.name, source, trailer["parent"], trailer["idea"], trailer["author"])
-        cost, parent = Cost(**trailer["cost"]), self._store.parent(commit)
-        counts = (trailer.get("attempts", 0), trailer.get("exchanges", 0)) if whole else (0, 0)
-        attempts, exchanges = details.get(self._store, number, *counts)
-        return Proposed(
-            number, target, candidate, trailer["kind"], cost, trailer["spent_s"], commit, parent, attempts, exchanges
-        )
 
     def _load(self, proposed: Proposed, record: Mapping[str, Any]) -> None:
         row, comparison = Row.from_json(record["row"]), record["comparison"]
@@ -343,7 +296,7 @@ class Ledger:
         self._remember(row, experiment, attempts)
         if not (views.experiment_folder(self.folder, row.experiment) / "verdict.json").exists():
             counts = len(attempts), record.get("exchanges", 0)
-            views.write_experiment(self.folder, experiment, *details.get(self._store, row.experiment, *counts))
+            views.write_experiment(self.folder, experiment, *details(self._store, row.experiment, *counts))
 
     def _settle_branch(self) -> None:
         """Finishes a keep that was recorded and not yet carried out; refuses a branch that no experiment made."""
@@ -361,10 +314,6 @@ class Ledger:
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _outcome(number: int, verdict: Verdict, decision: str) -> str:

@@ -71,7 +71,8 @@ class Unbooked:
         with self._lock:
             if self._closed or (cost == Cost() and not exchanges):
                 return ""
-            entry = Entry(secrets.token_hex(8), cost, tuple(redact(list(exchanges))))
+            told_ = json.loads(json.dumps(redact(list(exchanges)), default=str))  # whatever it holds can be written
+            entry = Entry(secrets.token_hex(8), cost, tuple(told_))
             self._entries[entry.id] = entry
             if waiting:
                 self._waiting.add(entry.id)
