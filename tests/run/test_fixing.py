@@ -10,7 +10,7 @@ from scripted_night import ScriptedJudge, Watcher, latency_us, night, source
 from test_loop import Lines, idea
 
 from autokernel import present, report
-from autokernel.display import verdict_line
+from autokernel.display import announcement, verdict_line
 from autokernel.extension import NothingUsable, Proposal, ProposerFailed, ProposerUnavailable
 from autokernel.run import history
 from autokernel.run.events import ExperimentDone, ExperimentStarted, Mending
@@ -72,6 +72,7 @@ def test_a_candidate_that_failed_is_mended_and_kept_as_one_experiment(tmp_path):
         ("EDGES", 2, 2),
     ]
     assert len(watcher.of(ExperimentDone)) == 3
+    assert announcement(watcher.of(Mending)[1]) == ["#2: EDGES: as the script says; asking for a fix (2 of 2)"]
     repository = subprocess.run(["git", "-C", folder, "rev-list", "main"], capture_output=True, text=True, check=True)
     assert repository.stdout.split()[:2] == [rows[2].commit, rows[1].commit] and rows[1].parent != rows[1].commit
     assert "fixed, attempt 3" in verdict_line(rows[1]) and "attempt" not in verdict_line(rows[2])
