@@ -17,7 +17,7 @@ import tvm_ffi.cpp
 KERNEL_TYPE = "flash_attention"
 BACKEND = "cuda"
 
-WARPS = 4  # tune: 2, 4, 8 | warps a block
+WARPS = 4  # tune: 4, 8 | warps a block
 TILES = 2  # tune: 1, 2 | 16-query tiles a warp
 KEYS = 64  # tune: 32, 64, 128 | keys in shared memory at a time
 
@@ -93,10 +93,15 @@ template <int DEPTH> __device__ inline int place(int row, int piece) { return ro
 // Rows [row, row + ROWS) of a head into shared memory; zeros beyond its rows and its depth.
 template <typename T, int ROWS, int DEPTH>
 __device__ inline void fetch(T* to, const T* from, int64_t stride, int row, int rows, int depth) {
+  constexpr int STEP = 32 * WARPS * 8 / DEPTH;  // rows that all threads copy at once
+  static_assert(ROWS % STEP == 0, "every thread copies as many pieces");
+  const int first = int(threadIdx.x) / (DEPTH / 8), p = int(threadIdx.x) % (DEPTH / 8);
+  const int width = max(0, min(8, depth - 8 * p)) * int(sizeof(T));
+  const T* source = from + (row + first) * stride + 8 * p;
   #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * DEPTH / 8; i += 32 * WARPS) {
-    const int r = i / (DEPTH / 8), p = i % (DEPTH / 8), left = row + r < rows ? max(0, min(8, depth - 8 * p)) : 0;
-    copy_async(to + place<DEPTH>(r, p), from + (left ? (row + r) * stride + 8 * p : 0), left * int(sizeof(T)));
+  for (int r = first; r < first + ROWS; r += STEP, source += STEP * stride) {
+    const bool inside = width && row + r < rows;
+    copy_async(to + place<DEPTH>(r, p), inside ? source : from, inside ? width : 0);
   }
 }
 

@@ -100,15 +100,18 @@ __device__ inline bool is_up(int i) { return i % 16 >= 8; }
 // Rows [row, row + ROWS) of a matrix, from column on, into shared memory; zeros beyond its end. PAIRED: see unit_of.
 template <typename T, int ROWS, bool PAIRED>
 __device__ inline void fetch(T* to, const Matrix& one, const Matrix& two, int row, int column, int rows, int columns) {
-  constexpr int PIECES = BK / 8;
+  constexpr int PIECES = BK / 8, STEP = 256 / PIECES;  // STEP: rows that all threads copy at once, a multiple of 16
+  const int first = int(threadIdx.x) / PIECES, p = int(threadIdx.x) % PIECES;
+  const int width = max(0, min(8, columns - column - 8 * p)) * int(sizeof(T));
+  const bool second = PAIRED && is_up(first);
+  const T* start = static_cast<const T*>(second ? two.data : one.data);
+  const int64_t stride = second ? two.line : one.line;
+  const int line = row + (PAIRED ? unit_of(first) : first), step = PAIRED ? STEP / 2 : STEP;
+  const T* source = start + line * stride + column + 8 * p;
   #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * PIECES; i += 256) {
-    const int r = i / PIECES, p = i % PIECES, line = row + (PAIRED ? unit_of(r) : r);
-    const bool second = PAIRED && is_up(r);
-    const int left = line < rows ? min(8, columns - column - 8 * p) : 0;
-    const T* source = static_cast<const T*>(second ? two.data : one.data);
-    if (left > 0) source += line * (second ? two.line : one.line) + column + 8 * p;
-    copy_async(to + place<PIECES>(r, p), source, max(left, 0) * int(sizeof(T)));
+  for (int i = 0; i < ROWS / STEP + (ROWS % STEP > 0); ++i, source += step * stride) {
+    const bool inside = width && line + i * step < rows;
+    if (STEP <= ROWS || first < ROWS) copy_async(to + place<PIECES>(first + i * STEP, p), inside ? source : start, inside ? width : 0);
   }
 }
 

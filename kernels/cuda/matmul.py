@@ -93,11 +93,14 @@ template <int PIECES> __device__ inline int place(int row, int piece) {
 // Rows [row, row + ROWS), columns [column, column + 8 * PIECES) of a matrix into shared memory; zeros beyond its end.
 template <typename T, int ROWS, int PIECES>
 __device__ inline void fetch(T* to, const Matrix& from, int row, int column, int rows, int columns) {
+  constexpr int STEP = 256 / PIECES;  // rows that all threads copy at once
+  const int first = int(threadIdx.x) / PIECES, p = int(threadIdx.x) % PIECES;
+  const int width = max(0, min(8, columns - column - 8 * p)) * int(sizeof(T));
+  const T *start = static_cast<const T*>(from.data), *source = start + (row + first) * from.line + column + 8 * p;
   #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * PIECES; i += 256) {
-    const int r = i / PIECES, p = i % PIECES, left = row + r < rows ? min(8, columns - column - 8 * p) : 0;
-    const T* source = static_cast<const T*>(from.data) + (left > 0 ? (row + r) * from.line + column + 8 * p : 0);
-    copy_async(to + place<PIECES>(r, p), source, max(left, 0) * int(sizeof(T)));
+  for (int i = 0; i < ROWS; i += STEP, source += STEP * from.line) {
+    const bool inside = width && row + first + i < rows;
+    if (STEP <= ROWS || first < ROWS) copy_async(to + place<PIECES>(first + i, p), inside ? source : start, inside ? width : 0);
   }
 }
 
