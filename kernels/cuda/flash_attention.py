@@ -8,7 +8,7 @@ and only those that the diagonal or the end crosses are masked. Query head h rea
 Halves: a warp owns 16 · TILES queries; Q · Kᵀ and P · V are mma.sync with float32 sums; P goes from the accumulators of the first
 product straight into the operand of the second, whose register layout is the same. While scores are computed V arrives by cp.async,
 and while they are weighted the next K does. float32, heads wider than 128, and a scale that is not positive: FFMA on tiles.
-Other GPUs: revisit KEYS, TILES and WARPS (registers, shared memory). Hopper has wgmma, twice as fast.
+Other GPUs: revisit KEYS, WIDE_KEYS, TILES and WARPS (registers, shared memory). Hopper has wgmma, twice as fast.
 """
 
 import torch
@@ -19,7 +19,8 @@ BACKEND = "cuda"
 
 WARPS = 4  # tune: 4, 8 | warps a block
 TILES = 2  # tune: 1, 2 | 16-query tiles a warp
-KEYS = 64  # tune: 32, 64, 128 | keys in shared memory at a time
+KEYS = 64  # tune: 32, 48, 64, 96, 128 | keys in shared memory at a time, heads of up to 64 features
+WIDE_KEYS = 48  # tune: 32, 48, 64, 96 | the same, wider heads: their sums leave fewer registers for scores
 
 SOURCE = """
 #include <cuda_bf16.h>
@@ -98,7 +99,7 @@ __device__ inline void fetch(T* to, const T* from, int64_t stride, int row, int 
   const int first = int(threadIdx.x) / (DEPTH / 8), p = int(threadIdx.x) % (DEPTH / 8);
   const int width = max(0, min(8, depth - 8 * p)) * int(sizeof(T));
   const T* source = from + (row + first) * stride + 8 * p;
-  #pragma unroll
+  #pragma unroll 2  // more would keep more addresses than there are registers
   for (int r = first; r < first + ROWS; r += STEP, source += STEP * stride) {
     const bool inside = width && row + r < rows;
     copy_async(to + place<DEPTH>(r, p), inside ? source : from, inside ? width : 0);
@@ -113,7 +114,7 @@ template <typename T> __device__ inline uint32_t pair(float low, float high) {
 }
 
 // gridDim = (blocks of queries, H, B). A lane holds, of each tile of scores, rows lane / 4 and lane / 4 + 8.
-template <typename T, int DEPTH>
+template <typename T, int DEPTH, int KEYS>
 __global__ void __launch_bounds__(32 * WARPS) attention_tensor(Tensor q, Tensor k, Tensor v, T* out, Shape p) {
   constexpr int ROWS = 16 * TILES * WARPS, NT = KEYS / 8, DT = DEPTH / 8;
   extern __shared__ __align__(128) char memory[];
@@ -315,9 +316,10 @@ void run(K kernel, int rows, int threads, int bytes, Tensor q, Tensor k, Tensor 
   kernel<<<grid, threads, bytes, stream>>>(q, k, v, out, p);
 }
 
-template <typename T, int DEPTH> void tensor_cores(Tensor q, Tensor k, Tensor v, T* out, Shape p, int batch, cudaStream_t stream) {
+template <typename T, int DEPTH, int KEYS>
+void tensor_cores(Tensor q, Tensor k, Tensor v, T* out, Shape p, int batch, cudaStream_t stream) {
   constexpr int ROWS = 16 * TILES * WARPS, BYTES = (ROWS + 2 * KEYS) * DEPTH * int(sizeof(T));
-  run(attention_tensor<T, DEPTH>, ROWS, 32 * WARPS, BYTES, q, k, v, out, p, batch, stream);
+  run(attention_tensor<T, DEPTH, KEYS>, ROWS, 32 * WARPS, BYTES, q, k, v, out, p, batch, stream);
 }
 
 template <typename T, int DEPTH> void plain(Tensor q, Tensor k, Tensor v, T* out, Shape p, int batch, cudaStream_t stream) {
@@ -334,8 +336,8 @@ template <typename T> void attention(TensorView Q, TensorView K, TensorView V, T
   const int batch = int(Q.size(0));
   T* out = static_cast<T*>(O.data_ptr());
   if constexpr (sizeof(T) == 2) {
-    if (p.depth <= 64 && scale > 0) tensor_cores<T, 64>(q, k, v, out, p, batch, stream);
-    else if (p.depth <= 128 && scale > 0) tensor_cores<T, 128>(q, k, v, out, p, batch, stream);
+    if (p.depth <= 64 && scale > 0) tensor_cores<T, 64, KEYS_64>(q, k, v, out, p, batch, stream);
+    else if (p.depth <= 128 && scale > 0) tensor_cores<T, 128, KEYS_128>(q, k, v, out, p, batch, stream);
     else plain<T, 256>(q, k, v, out, p, batch, stream);
   } else {
     if (p.depth <= 64) plain<T, 64>(q, k, v, out, p, batch, stream);
@@ -360,7 +362,7 @@ module = tvm_ffi.cpp.load_inline(
     "flash_attention",
     cuda_sources=SOURCE,
     functions=["launch"],
-    extra_cuda_cflags=[f"-DWARPS={WARPS}", f"-DTILES={TILES}", f"-DKEYS={KEYS}"],
+    extra_cuda_cflags=[f"-DWARPS={WARPS}", f"-DTILES={TILES}", f"-DKEYS_64={KEYS}", f"-DKEYS_128={WIDE_KEYS}"],
 )
 
 
