@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,11 +22,12 @@ from autokernel.agent import look, tryout
 from autokernel.agent import place as places
 from autokernel.agent.place import Place
 from autokernel.evaluate.bench_command import BenchJudge, open_judge
-from autokernel.evaluate.client import Judge, JudgeClient
+from autokernel.evaluate.client import Assignment, Judge, JudgeClient
 from autokernel.guide.text import render
+from autokernel.run.desk import standing
 from autokernel.run.events import Silent
 from autokernel.run.gitstore import told, write_file
-from autokernel.types import AutokernelError, Target, is_file
+from autokernel.types import AutokernelError, Target
 
 Answer = TypeVar("Answer")
 Outcome = Callable[[tryout.Tried], dict[str, Any]]
@@ -52,26 +52,28 @@ class Tools:
             self._judge = None
 
     def bench(self, target: str | None, source: str | None) -> str:
-        """One JSON object, as ``autokernel bench --json`` prints it."""
+        """One JSON object: the verdict on a file and, where it passes, how it compares with the version that stands."""
         place, chosen = self._place(target)
-        file = place.folder / chosen.file
-        with told(place.folder):
-            if source is not None:
-                file = place.folder / "scratch" / f"bench-{os.getpid()}" / file.name
-                write_file(file, source.encode("utf-8", "replace"))
-            words = [sys.executable, "-m", "autokernel", "bench", str(file), "--json", "--no-baselines"]
-            words += ["--device", str(place.settings["device"])]
-            words += ["--problem", chosen.problem] if is_file(chosen.problem) else []
-            status = {s.target.name: s for s in look.status(place).targets}[chosen.name]
-            if status.champion is not None:
-                champion = place.folder / "scratch" / f"bench-{os.getpid()}" / f"champion{chosen.suffix}"
-                write_file(champion, status.champion.candidate.source.encode())
-                words += ["--against", str(champion)]
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        lines = done.stdout.strip().splitlines()
-        if not lines:
-            raise AutokernelError((done.stderr.strip().splitlines() or ["bench said nothing"])[-1])
-        return lines[-1]
+        if source is None:
+            with told(place.folder):
+                source = (place.folder / chosen.file).read_text(encoding="utf-8", errors="replace")
+        stands = standing(look.experiments(place, chosen.name))
+        with self._warm(place, chosen) as judge:
+            incumbent = stands.candidate.source if stands else None
+            found = judge.evaluate(Assignment(chosen, source, incumbent, baselines=False))
+        verdict, measured, comparison = found.verdict, found.verdict.measurements, found.comparison
+        answer = {
+            "status": verdict.status.value,
+            "stage": verdict.stage,
+            "reason": comparison.reason if comparison else verdict.reason,
+            "faster": bool(comparison and comparison.keep),
+            "speedup": math.exp(comparison.log_ratio) if comparison else None,
+            "latency_us": measured.latency_us if measured else None,
+            "pct_peak": measured.pct_peak if measured else None,
+            "errors": dict(verdict.errors),
+            "log_tail": verdict.log_tail,
+        }
+        return json.dumps(answer)
 
     def try_(self, hypothesis: str, target: str | None, source: str | None) -> str:
         """One JSON object, as ``autokernel try --json`` prints it."""
