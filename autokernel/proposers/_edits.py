@@ -47,7 +47,11 @@ _SHOWN_LINES = 12  # of the file, around what a search text nearly is
 
 
 class EditRefused(Exception):
-    """Why an edit was not applied, told to the model: what did not fit, and what would."""
+    """Why an edit was not applied: ``reason`` on one line, and for the model what of the file helps to mend it."""
+
+    def __init__(self, reason: str, shown: str = "") -> None:
+        super().__init__(f"{reason}{shown}")
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,8 @@ def replaced(source: str, blocks: Sequence[tuple[str, str]]) -> str:
         _same_line_ends(source, replace, f"edit {number}'s replace text")
         found = _occurrences(source, search)
         if not found:
-            raise EditRefused(f"edit {number}: {_missing(source, search)}")
+            reason, shown = _missing(source, search)
+            raise EditRefused(f"edit {number}: {reason}", shown)
         if len(found) > 1:
             lines = ", ".join(str(_line(source, at)) for at in found[:8])
             raise EditRefused(
@@ -155,24 +160,25 @@ def _line(source: str, at: int) -> int:
     return source.count("\n", 0, at) + 1
 
 
-def _missing(source: str, search: str) -> str:
-    """Why a search text is not in the file: what it differs in, where that can be told, and the nearest lines."""
+def _missing(source: str, search: str) -> tuple[str, str]:
+    """Why a search text is not in the file: what it differs in, where that can be told; and the nearest lines."""
     unix, sought = source.replace("\r\n", "\n"), search.replace("\r\n", "\n")
     if sought in unix:
         ends = ("LF", "CRLF") if "\r\n" in search else ("CRLF", "LF")
-        return f"the search text differs from the file in its line ends alone: the file has {ends[0]}, it has {ends[1]}"
+        told = f"the search text differs from the file in its line ends alone: the file has {ends[0]}, it has {ends[1]}"
+        return told, ""
     lines, wanted = unix.split("\n"), sought.strip("\n").split("\n")
     first = _nearest(lines, wanted)
     shown = lines[first : first + min(len(wanted), _SHOWN_LINES)]
     quoted = "\n".join(f"{first + n:>5} | {line}" for n, line in enumerate(shown, 1))
     there = lines[first : first + len(wanted)]
     if [line.rstrip() for line in there] == [line.rstrip() for line in wanted]:
-        why = "it differs from the lines below in trailing whitespace alone"
+        why = f"it differs from those at line {first + 1} in trailing whitespace alone"
     elif [line.strip() for line in there] == [line.strip() for line in wanted]:
-        why = "it differs from the lines below in indentation alone"
+        why = f"it differs from those at line {first + 1} in indentation alone"
     else:
-        why = "the nearest lines are"
-    return f"the search text does not occur in the file; {why} (line numbers are not part of the file):\n{quoted}"
+        why = f"the nearest lines are at line {first + 1}"
+    return f"the search text does not occur in the file; {why}", f" (the numbers are no part of it):\n{quoted}"
 
 
 def _nearest(lines: Sequence[str], wanted: Sequence[str]) -> int:

@@ -168,7 +168,7 @@ class _Conversation:
                 return proposal
             answer = None
         told = f"{self._model.name} gave no edit that applies in {1 + MENDS} answers; the last: {reason}"
-        raise NothingUsable(told.splitlines()[0], self.cost, self.exchanges)
+        raise NothingUsable(told, self.cost, self.exchanges)
 
     def _ask(self, stable: tuple[str, ...], goes_on: bool = False) -> Answer:
         new, self._told = self._turns[self._told :], len(self._turns)
@@ -204,7 +204,7 @@ class _Conversation:
         except EditRefused as refusal:
             told = f"Not applied, and the file is unchanged: {refusal}\nSend the whole call again, mended."
             self._turns.append(Results(tuple(call.id for call in answer.calls), told))
-            return None, str(refusal)
+            return None, refusal.reason
         return Proposal(change.source, change.idea, self.cost, tuple(self.exchanges)), ""
 
     def _say(self, text: str) -> None:

@@ -72,8 +72,8 @@ def test_an_idea_becomes_one_line():
         (call(edits=[block("WARPS = 4\r\n")]), "differs from the file in its line ends alone: the file has LF"),
         (call(edits=[block("WARPS = 4", "WARPS = 4\r\nA = 1")]), "edit 1's replace text has carriage returns"),
         (call(content=SOURCE.replace("\n", "\r\n")), "content has carriage returns"),
-        (call(edits=[block("WARPS = 4   \n\n")]), "differs from the lines below in trailing whitespace alone"),
-        (call(edits=[block("def load(x):\n  return x * 2\n")]), "differs from the lines below in indentation alone"),
+        (call(edits=[block("WARPS = 4   \n\n")]), "differs from those at line 3 in trailing whitespace alone"),
+        (call(edits=[block("def load(x):\n  return x * 2\n")]), "differs from those at line 6 in indentation alone"),
         (call(edits=[block("WARPS = 5")]), r"the nearest lines are .*\n +3 \| WARPS = 4"),
         (
             call(edits=[block("def stor(x):\n    return x * 3")]),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import email.utils
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from llm_cases import APIS, CHANGED, GOOD, brief, in_turn, proposer
@@ -206,3 +208,36 @@ def test_a_wrong_base_url_of_a_key_is_one_clear_line():
         model = create(ProposerOptions(model=name, base_url="localhost:1/v1"))
         with pytest.raises(Unanswered):
             model.propose(brief())
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+HEAD = """\
+# What an API does to a night, and what becomes of it
+
+Each row is a case of `tests/proposers/test_llm_faults.py`: the official SDKs against a local server that does this. None
+of them spends an experiment or loses a row. **Waits**: the run pauses and asks again, as long as its budget lasts; the
+pause is what the server asks for, or doubles from 1 s to 5 min until an answer comes. **Stops**: the run ends with this
+one line, its report and exit code 2, and the same command goes on once it is mended. **Noted**: the next brief says so;
+three in a row end the visit to the target. What the answer cost so far is booked in all three. A brief that is too long
+is first asked again with half of `--brief-tokens`.
+
+An answer that cannot be used (no tool call, an edit that does not apply or names another file, empty, cut off, declined)
+goes back to the model with the reason, twice, and is then noted.
+
+| fault | where | outcome | pause | the line says |
+|---|---|---|---|---|
+"""
+
+
+def test_the_document_lists_every_fault_and_its_outcome():
+    outcomes = {ProposerUnavailable: "waits", ProposerFailed: "stops", NothingUsable: "noted"}
+    wheres = {APIS: "all", STREAMED: "streamed", ("openai",): "chat completions", ("anthropic",): "Messages"}
+    rows = [
+        f"| {kind} | {wheres[case.apis]} | {outcomes[case.outcome]} | "
+        f"{'' if case.pause_s is None else f'{case.pause_s:g} s'} | {case.told} |\n"
+        for kind, case in CASES.items()
+    ]
+    written = HEAD + "".join(rows)
+    if os.environ.get("UPDATE_DOCS"):
+        DOCUMENT.write_text(written)
+    assert DOCUMENT.read_text() == written, "run UPDATE_DOCS=1 python -m pytest tests/proposers/test_llm_faults.py"
