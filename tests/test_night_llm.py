@@ -197,7 +197,7 @@ def test_a_revoked_key_stops_the_night_with_one_clear_line(first):
     assert night.returncode == 2
     lines = [line for line in night.stderr.splitlines() if "ANTHROPIC_API_KEY" in line]
     assert len(lines) == 1
-    assert "refused key (HTTP 401)" in lines[0]
+    assert "refused the key (HTTP 401)" in lines[0]
     assert "Traceback" not in night.stdout + night.stderr
     assert "6 experiments" in night.stdout  # the report comes all the same
 

@@ -22,7 +22,10 @@ _BILLING = frozenset(
     ("billing_error", "insufficient_quota", "enforced_spend_limit_reached", "contract_spend_limit_reached",
      "linked_organization_spend_limit_reached", "linked_organization_billing_unavailable")
 )  # fmt: skip
-_BILLING_TEXT = re.compile(r"credit balance|exceeded your current quota|(spend|usage) limits?\b|billing", re.IGNORECASE)
+# Not "billing" alone: a passing rate limit may advise on a payment method.
+_BILLING_TEXT = re.compile(
+    r"credit balance|exceeded your current quota|(spend|spending|usage) limits?\b", re.IGNORECASE
+)
 _TOO_LONG = re.compile(
     r"too long|too many tokens|too large for (the )?model|maximum context|context (length|window|size)|"
     r"context_length_exceeded|exceeds? the (available|maximum|model)",
@@ -57,13 +60,16 @@ def status_fault(
     """The fault of an HTTP status and its JSON body; status None or 200 is an error told inside a stream."""
     codes, message = _told(body)
     said = f": {message}" if message else ""
-    if codes & _BILLING or (status in (400, 402, 403, 429) and _BILLING_TEXT.search(message)):
+    wait_s = retry_after_s(headers)
+    spent = status in (400, 403, 429) and wait_s is None and _BILLING_TEXT.search(message)
+    if codes & _BILLING or status == 402 or spent:
         reason = f"{service.name} will not go on for money{said}; add credit or raise the limit, then run again"
         return Fault("failed", reason, usage=usage)
     if status in (401, 403):  # not the API's own words: some repeat part of the key
-        verb = "refused" if status == 401 else "allows this to be done by no such"
-        reason = f"{service.url} {verb} key (HTTP {status}): expected a valid one with access to {service.model} in"
-        return Fault("failed", f"{reason} {service.key_env}; set it and run again", usage=usage)
+        what = "refused the key" if status == 401 else f"does not let this key use {service.model}"
+        wanted = "a valid one" if status == 401 else "one that may"
+        reason = f"{service.name} {what} (HTTP {status}): expected {wanted} in {service.key_env}; set it and run again"
+        return Fault("failed", reason, usage=usage)
     if status == 404:
         near = difflib.get_close_matches(service.model, service.known, n=1)
         hint = f"did you mean '{near[0]}'? " if near and near[0] != service.model else ""
@@ -75,7 +81,7 @@ def status_fault(
         return Fault("unusable", f"{service.name} declined the question{said}", usage=usage)
     if status in (None, 200) or status >= 500 or status in _PASSING_STATUS:
         what = "broke off its answer" if status in (None, 200) else f"answered HTTP {status}"
-        return Fault("unavailable", f"{service.name} {what}{said}", retry_after_s(headers), usage)
+        return Fault("unavailable", f"{service.name} {what}{said}", wait_s, usage)
     return Fault("failed", f"{service.name} refused the request (HTTP {status}){said}", usage=usage)
 
 

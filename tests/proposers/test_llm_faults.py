@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("keys")
 STREAMED = ("anthropic", "openai streamed")
 LATER = {"retry-after": "7"}
 CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to purchase credits."
+RPM = "Rate limit reached. You can raise it by adding a payment method in your account's billing settings."
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
 
@@ -48,6 +49,7 @@ CASES = {
     "429 with retry-after": Case(status(429, headers=LATER), WAIT, "HTTP 429: scripted words", 7.0),
     "429 in ms": Case(status(429, headers={"retry-after-ms": "250"}), WAIT, "HTTP 429", 0.25),
     "429 without": Case(status(429, "rate_limit_error"), WAIT, "HTTP 429", 1.0),
+    "429 that names billing": Case(status(429, "requests", RPM), WAIT, "HTTP 429: Rate limit reached", 1.0),
     "500": Case(status(500), WAIT, "HTTP 500: scripted words", 1.0),
     "502": Case(status(502, message="<html>bad gateway</html>"), WAIT, "HTTP 502", 1.0),
     "503": Case(status(503), WAIT, "HTTP 503", 1.0),
@@ -63,9 +65,9 @@ CASES = {
     "ends quietly": Case(Fault(drop="quietly"), WAIT, "ended its answer before it was whole", 1.0, STREAMED),
     "stall": Case(Fault(stall_s=20.0), WAIT, "gave no answer in time", 1.0),
     "pings without end": Case(Fault(stall_s=20.0, pings=True), WAIT, "gave no answer in time", 1.0, STREAMED),
-    "401": Case(status(401, message=f"bad key {KEY}"), STOP, "refused key (HTTP 401)"),
-    "403": Case(status(403, "permission_error"), STOP, "(HTTP 403): expected a valid one with access to"),
-    "404": Case(status(404, "not_found_error"), STOP, "(HTTP 404): "),
+    "401": Case(status(401, message=f"bad key {KEY}"), STOP, "refused the key (HTTP 401): expected a valid one in"),
+    "403": Case(status(403, "permission_error"), STOP, "does not let this key use"),
+    "404": Case(status(404, "not_found_error"), STOP, "knows no model"),
     "402": Case(status(402, "billing_error"), STOP, "will not go on for money: scripted words", apis=("anthropic",)),
     "no credit": Case(status(400, "invalid_request_error", CREDIT), STOP, "for money: Your credit balance"),
     "no quota": Case(
@@ -115,7 +117,7 @@ def test_401_and_404_say_what_to_do(api):
         model = proposer(api, server, model="claude-opus-5-6")
         with pytest.raises(ProposerFailed, match=f"in {name}"):
             model.propose(brief())
-        with pytest.raises(ProposerFailed, match=f"access to claude-opus-5-6 in {name}"):
+        with pytest.raises(ProposerFailed, match=f"use claude-opus-5-6 .*in {name}"):
             model.propose(brief())
         hint = "did you mean 'claude-opus-5" if api == "anthropic" else ""
         with pytest.raises(ProposerFailed, match=rf"knows no model 'claude-opus-5-6' .*{hint}.*--model"):
@@ -214,15 +216,15 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """\
 # What an API does to a night, and what becomes of it
 
-Each row is a case of `tests/proposers/test_llm_faults.py`: the official SDKs against a local server that does this. None
-of them spends an experiment or loses a row. **Waits**: the run pauses and asks again, as long as its budget lasts; the
-pause is what the server asks for, or doubles from 1 s to 5 min until an answer comes. **Stops**: the run ends with this
-one line, its report and exit code 2, and the same command goes on once it is mended. **Noted**: the next brief says so;
-three in a row end the visit to the target. What the answer cost so far is booked in all three. A brief that is too long
-is first asked again with half of `--brief-tokens`.
+Each row is a case of `tests/proposers/test_llm_faults.py`: the official SDKs against a local server that does this.
+None of them spends an experiment or loses a row. **Waits**: the run pauses and asks again, as long as its budget lasts;
+the pause is what the server asks for, or doubles from 1 s to 5 min until an answer comes. **Stops**: the run ends with
+this one line, its report and exit code 2, and the same command goes on once it is mended. **Noted**: the next brief says
+so; three in a row end the visit to the target. What the answer cost so far is booked in all three. A brief that is too
+long is first asked again with half of `--brief-tokens`.
 
-An answer that cannot be used (no tool call, an edit that does not apply or names another file, empty, cut off, declined)
-goes back to the model with the reason, twice, and is then noted.
+An answer that cannot be used (no tool call, an edit that does not apply or names another file, empty, cut off or
+declined) goes back to the model with the reason, twice, and is then noted.
 
 | fault | where | outcome | pause | the line says |
 |---|---|---|---|---|
