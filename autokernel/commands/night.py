@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from autokernel.commands._common import Duration, Name, console, existing_file, model_options
+from autokernel.commands._common import (
+    Duration,
+    Name,
+    check_isolation,
+    console,
+    existing_file,
+    isolation_option,
+    model_options,
+)
 from autokernel.commands.proposing import proposer_options, spending_options
 from autokernel.redact import redact
 from autokernel.types import AutokernelError
@@ -41,10 +49,11 @@ from autokernel.types import AutokernelError
               help="Leave a target after this time on it.")  # fmt: skip
 @click.option("--move-on-speedup", type=click.FloatRange(min=1), default=2.0, show_default=True,
               help="Leave a target at this speedup over its best baseline.")  # fmt: skip
+@isolation_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the proposer's choices.")
 @click.option("--plain", is_flag=True, help="One line an experiment, also on a terminal.")
 @click.option("--quiet", is_flag=True, help="No progress; only the report at the end.")
-def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
+def run(model: str, require_isolation: frozenset[str], plain: bool, quiet: bool, **options: Any) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
     In place of MODEL.py the folder of a run may stand, such as `autokernel init` makes: that run goes on. The same
@@ -59,6 +68,7 @@ def run(model: str, plain: bool, quiet: bool, **options: Any) -> None:
     path = Path(model)
     if not (path / "run.json").is_file():
         path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+    check_isolation(require_isolation, options["device"])
     rules = MoveOn(
         reverts=options.pop("move_on_reverts"),
         peak_pct=options.pop("move_on_peak"),

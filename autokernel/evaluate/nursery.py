@@ -182,7 +182,7 @@ def reaper(message: Mapping[str, Any], fds: list[int], namespaced: bool, house: 
     channel_fd, log_fd = fds
     os.close(channel_fd)
     with contextlib.suppress(OSError):
-        os.nice(-5)  # among a thousand of the candidate's processes, the watch still gets its turn
+        os.nice(-15)  # among a thousand of the candidate's processes, the watch still gets its turn
     guard = watch.Watch(scratch, cache, log_fd, house.limits, sees_processes=own_proc) if watched else None
     code = wait(pid, guard)
     if not namespaced:

@@ -1,6 +1,6 @@
 """What a runner and all it started use together, seen by its reaper: what rlimits, which count each process, cannot.
 
-A tick costs one system call; the folders and processes are counted only when the machine's own counters moved, and
+A tick costs three system calls; folders, memory and threads are counted only when the machine's own counters moved, and
 every few seconds, so that a timed call is left in peace. Between two ticks a candidate can overshoot: some hundred
 megabytes of files, no more. Linux only; no torch.
 """
@@ -63,6 +63,9 @@ class Watch:
         self._log_fd = log_fd
         self._sees_processes = sees_processes
         self._device = os.stat(scratch).st_dev
+        self._inherited_bytes = 0  # what every process down here shares with this one, and so with the nursery
+        with contextlib.suppress(OSError, ValueError):
+            self._inherited_bytes = _field(Path("/proc/self/status").read_text(), "RssAnon:") * 1024
         self._counted = 0.0
         self._last = self._machine()
         self._first = self._last
@@ -71,6 +74,10 @@ class Watch:
         """A code of EXCEEDED, or 0."""
         if os.fstat(self._log_fd).st_size > self.limits.log_bytes:
             return 202
+        if self._sees_processes and len(entries := os.listdir("/proc")) > (most := self.limits.processes):
+            own = sum(map(str.isdigit, entries)) - 1
+            if own > most:
+                return 204
         now = self._machine()
         moved = max(self._last[0] - now[0], self._last[1] - now[1]) > MOVED_BYTES
         if not moved and now[2] - self._last[2] < MOVED_PROCESSES and time.monotonic() - self._counted < COUNT_S:
@@ -83,20 +90,22 @@ class Watch:
             return code
         if not self._sees_processes:
             return 0
-        processes, memory_bytes, shared_bytes, unlinked_bytes = self._processes(exact=False)
+        processes, memory_bytes, shared_bytes, unlinked_bytes = self._processes()
         if processes > self.limits.processes:
             return 204
         if disk_bytes + unlinked_bytes > self.limits.disk_bytes:
             return 200
-        if self._too_much(memory_bytes, shared_bytes) and self._too_much(*self._processes(exact=True)[1:3]):
-            return 203
-        return 0
+        return 203 if self._too_much(processes, memory_bytes, shared_bytes, self._first[0] - now[0]) else 0
 
-    def _too_much(self, memory_bytes: int, shared_bytes: int) -> bool:
-        return (
-            memory_bytes > self.limits.memory_bytes
-            or memory_bytes + shared_bytes > self.limits.memory_bytes + self.limits.shared_bytes
-        )
+    def _too_much(self, processes: int, memory_bytes: int, shared_bytes: int, taken_bytes: int) -> bool:
+        """Pages that forks share are counted for each of them, and to ask the kernel for the truth (smaps) takes
+        seconds among hundreds of forks. So a sum counts when what was there before the first fork is not what makes it
+        large, or when as much has gone from the machine's free memory.
+        """
+        own_bytes = memory_bytes - processes * self._inherited_bytes
+        everything = memory_bytes + shared_bytes > self.limits.memory_bytes + self.limits.shared_bytes
+        much = memory_bytes > self.limits.memory_bytes or everything
+        return own_bytes > self.limits.memory_bytes or (much and taken_bytes > self.limits.memory_bytes)
 
     def _machine(self) -> tuple[int, int, int]:
         """Free bytes of memory and of the disk, and the number of processes and threads, of the whole machine."""
@@ -138,26 +147,19 @@ class Watch:
                         return 200, total
         return 0, total
 
-    def _processes(self, *, exact: bool) -> tuple[int, int, int, int]:
+    def _processes(self) -> tuple[int, int, int, int]:
         """Processes and threads of the namespace but for this one; the bytes of their anonymous memory, of shared
         memory (mapped, or a memory file that is open), and of files on the scratch disk that have no name any more.
-        ``exact`` counts pages that several processes share once.
         """
         threads = memory = shared = unlinked = 0
         seen: set[tuple[int, int]] = set()
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            if int(pid) == os.getpid():
-                continue
+        pids = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()]
+        for pid in pids:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 status = Path("/proc", pid, "status").read_text()
                 threads += _field(status, "Threads:")
-                if exact:
-                    rollup = Path("/proc", pid, "smaps_rollup").read_text()
-                    memory += _field(rollup, "Pss_Anon:") * 1024
-                    shared += _field(rollup, "Pss_Shmem:") * 1024
-                else:
-                    memory += _field(status, "RssAnon:") * 1024
-                    shared += _field(status, "RssShmem:") * 1024
+                memory += _field(status, "RssAnon:") * 1024
+                shared += _field(status, "RssShmem:") * 1024
             with contextlib.suppress(OSError):
                 for name in os.listdir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(OSError):

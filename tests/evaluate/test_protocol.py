@@ -68,3 +68,24 @@ def test_a_peer_that_reads_nothing_does_not_block_the_sender_for_ever() -> None:
     ours, _theirs, _ = ends()
     with pytest.raises(PeerLate):
         ours.send({"text": "x" * 8_000_000}, timeout_s=0.1)
+
+
+def test_brackets_without_end_are_no_message() -> None:
+    ours, _theirs, raw = ends()
+    body = b"[" * 500_000
+    threading.Thread(target=raw.sendall, args=(HEADER.pack(len(body)) + body,)).start()
+    with pytest.raises(PeerNonsense):
+        ours.receive(10)
+
+
+def test_descriptors_of_an_untrusted_peer_are_closed_and_its_messages_are_short() -> None:
+    ours, theirs = pair(trusted=False)
+    peer = Channel(theirs)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        peer.send({"ok": True}, [0] * 60)
+        assert ours.receive(5) == ({"ok": True}, [])
+    assert len(os.listdir("/proc/self/fd")) == before
+    theirs.send(HEADER.pack(2 << 20))
+    with pytest.raises(PeerNonsense, match="at most 1048576"):
+        ours.receive(5)

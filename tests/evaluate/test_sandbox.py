@@ -60,7 +60,8 @@ def victim() -> Iterator[tuple[int, int]]:
 
 def a_victim(*, traceable: bool) -> Iterator[tuple[int, int]]:
     code = (
-        "import ctypes, time\nfrom autokernel.evaluate import sandbox\nsecret = ctypes.create_string_buffer(b'the secret')\n"
+        "import ctypes, time\nfrom autokernel.evaluate import sandbox\n"
+        "secret = ctypes.create_string_buffer(b'the secret')\n"
         f"sandbox.drop_capabilities()\nsandbox.traceable({traceable})\n"
         "print(ctypes.addressof(secret), flush=True)\ntime.sleep(300)\n"
     )
@@ -229,7 +230,7 @@ def test_honest_building_fits_the_default_limits(tmp_path: Path) -> None:
 
 def test_a_level_that_is_required_and_missing_is_an_error_before_anything_is_judged(tmp_path: Path) -> None:
     options = JudgeOptions(require=frozenset({"net", "pid"}), isolation_off=frozenset({"net"}))
-    with pytest.raises(AutokernelError, match="'net' was required.*user namespaces"):
+    with pytest.raises(AutokernelError, match=r"'net' was required.*user namespaces"):
         JudgeClient(tmp_path / "scratch", options)
     assert not (tmp_path / "scratch").exists()
 
