@@ -23,9 +23,7 @@ _BILLING = frozenset(
      "linked_organization_spend_limit_reached", "linked_organization_billing_unavailable")
 )  # fmt: skip
 # Not "billing" alone: a passing rate limit may advise on a payment method.
-_BILLING_TEXT = re.compile(
-    r"credit balance|exceeded your current quota|(spend|spending|usage) limits?\b", re.IGNORECASE
-)
+_BILLING_TEXT = re.compile(r"credit balance|exceeded your current quota|(spend(ing)?|usage) limit", re.IGNORECASE)
 _TOO_LONG = re.compile(
     r"too long|too many tokens|too large for (the )?model|maximum context|context (length|window|size)|"
     r"context_length_exceeded|exceeds? the (available|maximum|model)",
