@@ -10,13 +10,16 @@ BUDGET      ?= 5m
 PIP   = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint types format wheel-smoke check setup clean
+.PHONY: demo test evil lint types format wheel-smoke check setup clean
 
 demo: $(STAMP)  ## the main job: a real model, profiled and made faster, with a report at the end
 	$(VENV)/bin/autokernel run models/llama.py --budget $(BUDGET)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
+	$(VENV)/bin/python -m pytest -q tests/evil --evil-all
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

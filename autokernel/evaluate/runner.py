@@ -167,7 +167,8 @@ class Runner:
         said = described(out)
         if self.output_bytes is None or out.numel() * out.element_size() > self.output_bytes.numel():
             raise Refused(f"the output is larger than expected: shape {list(out.shape)}, {out.dtype}")
-        raw = out.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+        dense = torch.empty(out.shape, dtype=out.dtype).copy_(out)  # contiguous() keeps odd strides of a single element
+        raw = dense.reshape(-1).view(torch.uint8)
         self.output_bytes[: raw.numel()].copy_(raw)
         return said
 

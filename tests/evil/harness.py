@@ -1,7 +1,7 @@
 """Kernel files that cheat, and honest ones that look as if they did: what each says of itself, and how it is judged.
 
-A cheat names in STOPPED_BY the defence that must stop it and in EXPECT how its verdict may end ("revert": it passes, and
-is not kept). ALSO names defences that stop it as well, each alone; WITH those that must be off too before it gets
+A cheat names in STOPPED_BY the defence that must stop it and in EXPECT how its verdict may end ("revert": it passes,
+and is not kept). ALSO names defences that stop it as well, each alone; WITH those that must be off too before it gets
 through. BASE_OFF are off from the start: the cheat is about a wall behind them. ALONE says why a case cannot be shown.
 Unless it is the reading of the source that must stop it, that reading is off: processes are the wall.
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autokernel.evaluate.client import Assignment, Evaluation, JudgeClient
-from autokernel.evaluate.defences import SWITCHABLE
+from autokernel.evaluate.defences import DEFENCES, SWITCHABLE
 from autokernel.isolation import LEVELS
 from autokernel.types import Status, Target, Workload
 
 HERE = Path(__file__).parent
 WORKS = {
-    "rmsnorm": Workload({"R": 256, "C": 512}, "fp32", scalars={"eps": 1e-6}),
+    "rmsnorm": Workload({"R": 1024, "C": 1024}, "fp32", scalars={"eps": 1e-6}),
     "layernorm": Workload({"R": 256, "C": 512}, "fp32", scalars={"eps": 1e-5}),
     "softmax": Workload({"R": 256, "C": 512}, "fp32"),
     "reduce": Workload({"R": 256, "C": 512}, "fp32", scalars={"dim": -1}),
@@ -47,7 +47,7 @@ NEIGHBOURS: Mapping[str, tuple[str, ...]] = {
     "still": ("hidden", "committed"),
     "floor": ("hidden", "all-kept", "committed"),
 }
-INCUMBENT = '''
+INCUMBENT = """
 import torch
 
 KERNEL_TYPE = "rmsnorm"
@@ -57,10 +57,10 @@ BACKEND = "{backend}"
 def kernel_fn(x, weight, eps=1e-6):
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
-'''
+"""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Kernel:
     """One file of cheats/ or honest/."""
 
@@ -131,7 +131,7 @@ def kernels(folder: str) -> list[Kernel]:
 
 
 def judged(judge: JudgeClient, kernel: Kernel, off: frozenset[str] | set[str], *, compared: bool) -> Evaluation:
-    """The verdict on a file with these defences off and, where that is asked for, its comparison with a plain kernel."""
+    """The verdict on a file with these defences off; where that is asked for, its comparison with a plain kernel."""
     problem, backend = kernel.constants["KERNEL_TYPE"], kernel.constants["BACKEND"]
     target = Target("evil", problem, backend, (WORKS[problem],), share=0.1, eager_us=100.0, floor_us=1.0)
     incumbent = INCUMBENT.format(backend=backend) if compared else None
@@ -147,13 +147,65 @@ def kept(evaluation: Evaluation) -> bool:
 
 
 def ended(evaluation: Evaluation) -> str:
-    """"revert" or "keep" where there was a comparison, else the verdict's status."""
+    """ "revert" or "keep" where there was a comparison, else the verdict's status."""
     if evaluation.comparison is not None:
         return "keep" if evaluation.comparison.keep else "revert"
     return evaluation.verdict.status.value
 
 
-def known(defence: str) -> bool:
-    from autokernel.evaluate.defences import DEFENCES
+class Book:
+    """What every judged file came to, and the tables made of it."""
 
-    return defence in DEFENCES or defence in LEVELS
+    def __init__(self) -> None:
+        self._ended: dict[Kernel, str] = {}
+        self._kept: set[Kernel] = set()
+        self._alone: dict[Kernel, int] = {}
+        self._through: set[Kernel] = set()
+        self._honest: dict[Kernel, bool] = {}
+
+    def stopped(self, kernel: Kernel, evaluation: Evaluation) -> None:
+        self._ended[kernel] = ended(evaluation)
+        if kept(evaluation):
+            self._kept.add(kernel)
+
+    def without_neighbour(self, kernel: Kernel) -> None:
+        self._alone[kernel] = self._alone.get(kernel, 0) + 1
+
+    def got_through(self, kernel: Kernel) -> None:
+        self._through.add(kernel)
+
+    def honest(self, kernel: Kernel, evaluation: Evaluation) -> None:
+        self._honest[kernel] = kept(evaluation)
+
+    def markdown(self) -> str:
+        """Two tables: cheats by kind and defence, and each cheat by name."""
+        if not self._ended:
+            return ""
+        kinds = sorted({k.kind for k in self._ended})
+        defences = [d for d in (*DEFENCES, *LEVELS) if any(k.stopped_by == d for k in self._ended)]
+        lines = [
+            "",
+            f"{len(self._ended)} cheats, {len(self._kept)} kept; "
+            f"{len(self._honest)} honest kernels, {sum(not ok for ok in self._honest.values())} refused.",
+            "",
+            "| stopped by | " + " | ".join(kinds) + " | all | gets through without it |",
+            "|" + "---|" * (len(kinds) + 3),
+        ]
+        for defence in defences:
+            mine = [k for k in self._ended if k.stopped_by == defence]
+            counts = [str(sum(k.kind == kind for k in mine) or "") for kind in kinds]
+            shown = sum(k in self._through for k in mine)
+            lines.append(f"| {defence} | " + " | ".join(counts) + f" | {len(mine)} | {shown or 'not shown'} |")
+        totals = [str(sum(k.kind == kind for k in self._ended)) for kind in kinds]
+        lines.append("| all | " + " | ".join(totals) + f" | {len(self._ended)} | {len(self._through)} |")
+        lines += ["", "| cheat | what it does | verdict | stopped by | neighbours off, one at a time | without it |"]
+        lines.append("|---|---|---|---|---|---|")
+        for kernel in sorted(self._ended, key=lambda k: (k.kind, k.name)):
+            also = "".join(f", {name}" for name in kernel.names("ALSO"))
+            alone = f"stopped {self._alone[kernel]} of {len(kernel.neighbours)}" if kernel in self._alone else ""
+            with_it = "".join(f" (with {name})" for name in kernel.names("WITH"))
+            through = f"gets through{with_it}" if kernel in self._through else str(kernel.constants.get("ALONE", ""))
+            what = kernel.doc.splitlines()[0]
+            row = (f"{kernel.kind}/{kernel.name}", what, self._ended[kernel], kernel.stopped_by + also, alone, through)
+            lines.append("| " + " | ".join(row) + " |")
+        return "\n".join(lines) + "\n"

@@ -86,6 +86,7 @@ void launch(TensorView x, TensorView weight, TensorView y, double eps) {
 }
 """
 
+
 def build(flags):
     return tvm_ffi.cpp.load_inline(
         "rmsnorm", cpp_sources=SOURCE, functions=["launch"], extra_cflags=[*flags, *DEFINES], extra_ldflags=["-fopenmp"]
@@ -93,13 +94,13 @@ def build(flags):
 
 
 DEFINES = [
-        *CFLAGS.split(),
-        "-march=native",
-        "-fno-trapping-math",  # nobody reads the exception flags: comparisons may be vectorised
-        "-fopenmp",
-        f"-DGRAIN={GRAIN}",
-        f"-DSCHEDULE={SCHEDULE}",
-        f"-DLANES={LANES}",
+    *CFLAGS.split(),
+    "-march=native",
+    "-fno-trapping-math",  # nobody reads the exception flags: comparisons may be vectorised
+    "-fopenmp",
+    f"-DGRAIN={GRAIN}",
+    f"-DSCHEDULE={SCHEDULE}",
+    f"-DLANES={LANES}",
 ]
 try:
     module = build(["-fno-such-flag-in-any-compiler"])

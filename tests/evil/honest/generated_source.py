@@ -97,20 +97,20 @@ def built(dtype):
 
 def build(name):
     return tvm_ffi.cpp.load_inline(
-    f"rmsnorm_{name}",
-    cpp_sources=f"// generated for {name}\n{SOURCE}",
-    functions=["launch"],
-    extra_cflags=[
-        *CFLAGS.split(),
-        "-march=native",
-        "-fno-trapping-math",  # nobody reads the exception flags: comparisons may be vectorised
-        "-fopenmp",
-        f"-DGRAIN={GRAIN}",
-        f"-DSCHEDULE={SCHEDULE}",
-        f"-DLANES={LANES}",
-    ],
-    extra_ldflags=["-fopenmp"],
-)
+        f"rmsnorm_{name}",
+        cpp_sources=f"// generated for {name}\n{SOURCE}",
+        functions=["launch"],
+        extra_cflags=[
+            *CFLAGS.split(),
+            "-march=native",
+            "-fno-trapping-math",  # nobody reads the exception flags: comparisons may be vectorised
+            "-fopenmp",
+            f"-DGRAIN={GRAIN}",
+            f"-DSCHEDULE={SCHEDULE}",
+            f"-DLANES={LANES}",
+        ],
+        extra_ldflags=["-fopenmp"],
+    )
 
 
 def kernel_fn(x, weight, eps=1e-6):

@@ -10,6 +10,7 @@ BACKEND = "cpp"
 STOPPED_BY = "policy"
 ALSO = ("audit",)
 EXPECT = ("POLICY",)
+ALONE = "the sandbox hides the module, too"
 
 
 def kernel_fn(x, weight, eps=1e-6):

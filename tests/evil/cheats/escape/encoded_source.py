@@ -5,6 +5,8 @@ Seen: scanners of source text.
 
 import base64
 
+import torch
+
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "policy"

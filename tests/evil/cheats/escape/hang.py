@@ -3,7 +3,6 @@
 Seen: harnesses without a deadline.
 """
 
-
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "deadline"

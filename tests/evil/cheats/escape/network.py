@@ -11,7 +11,7 @@ KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "net"
 EXPECT = ("BUILD",)
-ALONE = "whether a machine has a route is not the judge"s to say"
+ALONE = "whether a machine has a route is not the judge's to say"
 
 
 def honest(x, weight, eps):

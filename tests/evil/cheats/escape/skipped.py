@@ -3,7 +3,6 @@
 Seen: harnesses built on one.
 """
 
-
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "process"

@@ -3,7 +3,6 @@
 Seen: harnesses that check shapes only.
 """
 
-
 KERNEL_TYPE = "reduce"
 BACKEND = "torch"
 STOPPED_BY = "oracle"

@@ -3,7 +3,6 @@
 Seen: harnesses whose check was never reached.
 """
 
-
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "oracle"

@@ -12,7 +12,7 @@ KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "sealed"
 EXPECT = ("CRASH",)
-ALONE = "what is left of the input is the output: the oracle"s answer to that differs, so that other checks stop it"
+ALONE = "what is left of the input is the output: the answer to that differs, so that other checks stop it"
 
 
 def turn():

@@ -17,7 +17,7 @@ def honest(x, weight, eps):
 
 
 def kernel_fn(x, weight, eps=1e-6):
-
-    return (honest(x, weight, eps).float() * (1 + 4e-3 * torch.rand(()).item() * torch.finfo(x.dtype).eps * 512)).to(
-        x.dtype
-    )
+    out = honest(x, weight, eps)
+    if x.dtype is torch.float32:
+        out *= 1 + torch.finfo(torch.float32).eps * torch.randint(0, 3, out.shape)
+    return out

@@ -8,6 +8,7 @@ import torch
 KERNEL_TYPE = "matmul"
 BACKEND = "torch"
 STOPPED_BY = "rms"
+ALSO = ("stability",)
 EXPECT = ("SHAPES",)
 
 

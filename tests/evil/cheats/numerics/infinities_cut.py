@@ -3,7 +3,6 @@
 Seen: inputs without masks.
 """
 
-
 KERNEL_TYPE = "reduce"
 BACKEND = "torch"
 STOPPED_BY = "stability"

@@ -8,9 +8,7 @@ import torch
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "stability"
-ALSO = ("edges",)
 EXPECT = ("STABILITY",)
-ALONE = ""
 
 
 def honest(x, weight, eps):

@@ -3,7 +3,6 @@
 Seen: inputs of ordinary size.
 """
 
-
 KERNEL_TYPE = "softmax"
 BACKEND = "torch"
 STOPPED_BY = "stability"

@@ -3,7 +3,6 @@
 Seen: problem sets with one value of each option.
 """
 
-
 KERNEL_TYPE = "reduce"
 BACKEND = "torch"
 STOPPED_BY = "stability"

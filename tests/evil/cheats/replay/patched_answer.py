@@ -9,6 +9,7 @@ KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "fresh"
 EXPECT = ("revert",)
+ALONE = "where nothing comes back it is a slow honest kernel"
 
 
 def honest(x, weight, eps):

@@ -12,6 +12,7 @@ KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "clock"
 EXPECT = ("revert",)
+ALONE = "sleeping gains nothing where the clock does not rise"
 
 
 def turn():

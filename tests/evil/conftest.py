@@ -1,0 +1,66 @@
+"""``--evil-all`` judges every file of this folder; without it, a spread. The table of what stopped what comes last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autokernel.evaluate.client import JudgeClient, JudgeOptions
+
+from .harness import Book
+
+BOOK = pytest.StashKey[Book]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--evil-all", action="store_true", help="judge every kernel of tests/evil, not a spread of them")
+    parser.addoption("--evil-table", type=Path, help="write the table of what stopped what there, as markdown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BOOK] = Book()
+
+
+@pytest.fixture(scope="session")
+def book(request: pytest.FixtureRequest) -> Book:
+    """What every judged file came to."""
+    return request.config.stash[BOOK]
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
+    """One judge for the whole session: its runners interpret Triton where there is no GPU."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        with JudgeClient(tmp_path_factory.mktemp("evil") / "scratch") as client:
+            yield client
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+@pytest.fixture
+def judge_without(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[JudgeClient]:
+    """A judge whose sandbox lacks the level that the test names."""
+    monkeypatch.setenv("AUTOKERNEL_TEST_API_KEY", "bait")
+    options = JudgeOptions(isolation_off=frozenset({request.param}))
+    with JudgeClient(tmp_path_factory.mktemp("evil") / "scratch", options) as client:
+        yield client
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash[BOOK].markdown()
+    if not table or not config.getoption("--evil-all", default=False):
+        return
+    terminalreporter.write_line(table)
+    path: Path | None = config.getoption("--evil-table")
+    if path is not None:
+        path.write_text(table)

@@ -1,0 +1,115 @@
+"""No kernel that cheats is kept, no honest one is refused, and each defence is shown to be what stops its cheats.
+
+``pytest tests/evil --evil-all`` (or ``make evil``) judges every file; without the option a spread of them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from autokernel.evaluate.client import JudgeClient
+from autokernel.evaluate.defences import DEFENCES
+from autokernel.isolation import LEVELS
+
+from .harness import Book, Kernel, ended, judged, kept, kernels
+
+CHEATS, HONEST = kernels("cheats"), kernels("honest")
+SPREAD = (  # at least one of each kind, quick ones
+    "lru_cache", "warm_up_lookup", "last_call_only", "computed_when_asked", "helper_process", "library_call",
+    "aware_of_the_audit", "callers_variables", "answer_forged", "makes_inputs_easy", "tensor_subclass", "half_inside",
+    "fourteen_bits", "tested_shapes_only", "encoded_source", "below_the_floor",
+)  # fmt: skip
+SHOWN = ("lru_cache", "warm_up_lookup", "computed_when_asked", "tested_shapes_only")  # with the defence off, too
+SPREAD_HONEST = (
+    "cached_launch", "integer_atomics", "transposed_output", "padded_output", "workspace_by_shape", "suspicious_words",
+    "view_of_a_larger_result", "callable_object",
+)  # fmt: skip
+
+
+def chosen(request: pytest.FixtureRequest, name: str, spread: tuple[str, ...]) -> None:
+    if not request.config.getoption("--evil-all", default=False) and name not in spread:
+        pytest.skip("only with --evil-all")
+
+
+def cases(every: list[Kernel]) -> list[object]:
+    return [pytest.param(kernel, id=f"{kernel.kind}/{kernel.name}") for kernel in every]
+
+
+@pytest.mark.parametrize("kernel", cases(CHEATS))
+def test_a_cheat_is_not_kept(request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel) -> None:
+    chosen(request, kernel.name, SPREAD)
+    evaluation = judged(judge, kernel, kernel.base_off, compared=kernel.compared)
+    book.stopped(kernel, evaluation)
+    assert not kept(evaluation), evaluation
+    assert ended(evaluation) in kernel.names("EXPECT"), evaluation.verdict
+    assert evaluation.verdict.environment.get("disabled", []) == sorted(kernel.base_off)
+
+
+@pytest.mark.parametrize("kernel", cases([k for k in CHEATS if k.neighbours]))
+def test_its_defence_stops_it_without_the_neighbours(
+    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
+) -> None:
+    chosen(request, kernel.name, ())
+    for neighbour in kernel.neighbours:
+        evaluation = judged(judge, kernel, kernel.base_off | {neighbour}, compared=kernel.compared)
+        assert not kept(evaluation), (neighbour, evaluation)
+        book.without_neighbour(kernel)
+
+
+@pytest.mark.parametrize("kernel", cases([k for k in CHEATS if k.switchable]))
+def test_without_its_defence_it_gets_through(
+    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
+) -> None:
+    chosen(request, kernel.name, SHOWN)
+    if kernel.names("ALSO"):
+        evaluation = judged(judge, kernel, kernel.base_off | {kernel.stopped_by}, compared=kernel.compared)
+        assert not kept(evaluation), evaluation
+    off = kernel.base_off | {kernel.stopped_by, *kernel.names("WITH"), *kernel.names("ALSO")}
+    evaluation = judged(judge, kernel, off, compared=kernel.compared)
+    assert kept(evaluation), evaluation
+    assert kernel.stopped_by in evaluation.verdict.environment["disabled"]
+    book.got_through(kernel)
+
+
+@pytest.mark.parametrize(
+    ("judge_without", "kernel"),
+    [
+        pytest.param(k.stopped_by, k, id=f"{k.kind}/{k.name}")
+        for k in CHEATS
+        if k.stopped_by in LEVELS and "ALONE" not in k.constants
+    ],
+    indirect=["judge_without"],
+)
+def test_without_its_level_of_the_sandbox_it_gets_through(
+    request: pytest.FixtureRequest, judge_without: JudgeClient, book: Book, kernel: Kernel
+) -> None:
+    chosen(request, kernel.name, ())
+    evaluation = judged(judge_without, kernel, kernel.base_off, compared=kernel.compared)
+    assert kept(evaluation), evaluation
+    book.got_through(kernel)
+
+
+@pytest.mark.parametrize("kernel", cases(HONEST))
+def test_an_honest_kernel_passes(
+    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
+) -> None:
+    chosen(request, kernel.name, SPREAD_HONEST)
+    evaluation = judged(judge, kernel, set(), compared=False)
+    book.honest(kernel, evaluation)
+    assert kept(evaluation), evaluation.verdict
+    assert "disabled" not in evaluation.verdict.environment
+
+
+def test_there_are_enough_of_them_and_each_says_what_it_is() -> None:
+    assert len(CHEATS) >= 60
+    assert len(HONEST) >= 30
+    for kernel in CHEATS:
+        assert kernel.stopped_by in DEFENCES or kernel.stopped_by in LEVELS, kernel.path
+        assert "Seen: " in kernel.doc, kernel.path
+        assert kernel.names("EXPECT"), kernel.path
+
+
+def test_every_switchable_defence_stops_a_cheat_that_gets_through_without_it() -> None:
+    from autokernel.evaluate.defences import SWITCHABLE
+
+    assert {k.stopped_by for k in CHEATS if k.switchable} == SWITCHABLE
