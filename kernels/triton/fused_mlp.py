@@ -18,7 +18,7 @@ KERNEL_TYPE = "fused_mlp"
 BACKEND = "triton"
 
 GATE_BM = 128  # tune: 64, 128, 256 | rows of a tile of the hidden layer
-GATE_BN = 128  # tune: 64, 128 | columns of such a tile, of which there are two: gate and up
+GATE_BN = 64  # tune: 64, 128 | columns of such a tile, of which there are two: gate and up
 GATE_BK = 64  # tune: 32, 64 | depth of a step there
 GATE_WARPS = 8  # tune: 4, 8 | warps there
 GATE_STAGES = 3  # tune: 2, 3, 4 | steps that are in shared memory at once there

@@ -1,4 +1,4 @@
-"""Compiles what a Triton kernel file would launch, for a GPU that is not here: python compile_ahead.py FILE ARCH DTYPES.
+"""Compiles what a Triton kernel file launches, for a GPU that is not here: python compile_ahead.py FILE ARCH [DTYPES].
 
 The file's own ``kernel_fn`` runs on tensors without memory (torch's meta device) under a driver that only names its
 target, so that tile sizes, strides and alignments are those of a real call; launches stop after compilation. Triton
@@ -22,12 +22,11 @@ MULTIPROCESSORS = 132
 
 # Calls of each problem, shapes of the tensors: what a model asks for, then an odd one that takes the masked way.
 CALLS: dict[str, Sequence[Shapes]] = {
-    "softmax": [[(4096, 4096)], [(12288, 512)], [(8192, 16384)], [(1024, 50257)]],
-    "rmsnorm": [[(8192, 4096), (4096,)], [(4096, 768), (768,)], [(64, 16384), (16384,)], [(8, 40000), (40000,)]],
+    "softmax": [[(4096, 4096)], [(12288, 512)], [(1024, 50257)]],
+    "rmsnorm": [[(8192, 4096), (4096,)], [(4096, 767), (767,)], [(8, 40000), (40000,)]],
     "layernorm": [
         [(8192, 5120), (5120,), (5120,)],
-        [(1024, 768), (768,), (768,)],
-        [(64, 16384), (16384,), (16384,)],
+        [(1024, 767), (767,), (767,)],
         [(8, 40000), (40000,), (40000,)],
     ],
     "cross_entropy": [[(8192, 128256), (8192,)], [(512, 50257), (512,)], [(8192, 1024), (8192,)]],
@@ -70,7 +69,8 @@ class NoDevice:
         return 0
 
 
-def main(path: str, arch: str, dtypes: str) -> None:
+def main(path: str, arch: str, dtypes: str = "fp16") -> None:
+    """All calls of CALLS in these dtypes, and the first of them in float32."""
     triton.runtime.driver.set_active(NoDevice(int(arch)))
     launch: Callable[..., Any] = JITFunction.run
 
@@ -81,8 +81,8 @@ def main(path: str, arch: str, dtypes: str) -> None:
     module = runpy.run_path(path)
     if "multiprocessors" in module:
         module["kernel_fn"].__globals__["multiprocessors"] = lambda device: MULTIPROCESSORS
-    for dtype in dtypes.split(","):
-        for shapes in CALLS[module["KERNEL_TYPE"]]:
+    for number, shapes in enumerate(CALLS[module["KERNEL_TYPE"]]):
+        for dtype in dict.fromkeys([*dtypes.split(","), *(["fp32"] if number == 0 else [])]):
             tensors = [torch.empty(tuple(shape), dtype=TORCH_DTYPES[dtype], device="meta") for shape in shapes]
             if module["KERNEL_TYPE"] == "cross_entropy":
                 tensors[1] = tensors[1].to(torch.int64)

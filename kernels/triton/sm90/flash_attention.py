@@ -1,0 +1,165 @@
+"""Attention without the S x T matrix, Triton for Hopper (sm_90): O = softmax(Q · Kᵀ · sm_scale, masked if causal) · V.
+
+Q [B, H, S, D], K and V [B, G, T, D] -> [B, H, S, D], any strides; G divides H (grouped queries); float32, float16 or
+bfloat16; scores, softmax and sums in float32. Query i sees keys 0 to i when causal.
+Bytes: (2·B·H·S·D + 2·B·G·T·D) · itemsize. Flops: 4·D a visible pair of query and key, so arithmetic decides.
+A program keeps BQ queries and walks over blocks of keys with the running maximum and sum of Milakov and Gimelshein
+("Online normalizer calculation for softmax", 2018), as FlashAttention-2 does (Dao, 2023). Blocks that all queries see
+take no mask; those on the diagonal or beyond the last key do; those above the diagonal are never read. Exponentials
+are powers of two: log2(e) is folded into the scale, and the scale into one fused multiply-add with the maximum.
+Blocks of keys and values are moved by the Tensor Memory Accelerator straight to where wgmma reads them. It sees each
+operand as a matrix whose rows are tokens: [B·H·S, D], or [B·S, H·D] where heads lie side by side, or a part of either.
+Operands that are neither, and heads whose size is no power of two, are copied to such rows first.
+Another GPU should revisit all constants: tiles and stages follow its registers and shared memory.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+KERNEL_TYPE = "flash_attention"
+BACKEND = "triton"
+
+BQ = 128  # tune: 64, 128 | queries of a program
+BKV = 128  # tune: 64, 128, 256 | keys of a block, heads of up to 64
+WARPS = 8  # tune: 4, 8 | warps of a program there
+STAGES = 2  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
+WIDE_BKV = 128  # tune: 32, 64, 128 | keys of a block, wider heads
+WIDE_WARPS = 8  # tune: 4, 8 | warps of a program there
+WIDE_STAGES = 2  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
+FP32_BQ = 32  # tune: 16, 32, 64 | queries of a program in float32, which has no tensor cores
+FP32_BKV = 16  # tune: 16, 32, 64 | keys of a block in float32
+FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
+
+
+@triton.jit
+def attend(
+    q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, first, last, keys, query, scale,
+    BKV: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_KEYS: tl.constexpr,
+):  # fmt: skip
+    """The keys from ``first`` to ``last`` added to a block of queries: its running sum, output and maximum."""
+    for start in range(first, last, BKV):
+        k = k_desc.load([k_row + start, k_column])
+        scores = tl.dot(q, k.T, input_precision="ieee")
+        key = start + tl.arange(0, BKV)
+        if MASKED:
+            seen = (key < keys)[None, :]
+            if CAUSAL:
+                seen = seen & (key[None, :] <= query[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
+        p = tl.math.exp2(scores * scale - higher[:, None])
+        # What was summed so far is brought down to the new maximum.
+        shrink = tl.math.exp2(top - higher)
+        total = total * shrink + tl.sum(p, axis=1)
+        out = out * shrink[:, None]
+        v = v_desc.load([v_row + start, v_column])
+        if MASKED and not EVEN_KEYS:
+            # Beyond the last key lies another head: a weight of 0 does not silence its infinities.
+            v = tl.where((key < keys)[:, None], v, 0.0)
+        out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
+        top = higher
+    return total, out, top
+
+
+@triton.jit
+def attention_kernel(
+    q_desc, k_desc, v_desc, o_ptr, heads, group, queries, keys, width, scale,
+    q_b, q_h, q_c, k_b, k_h, k_c, v_b, v_h, v_c, o_b, o_h, o_s, o_d,
+    BQ: tl.constexpr, BKV: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, NEGATIVE: tl.constexpr,
+    EVEN_KEYS: tl.constexpr,
+):  # fmt: skip
+    # One head after the other: programs that run together read the same keys and values, which the L2 cache then holds.
+    # Within a head the longest blocks first: the last programs to start are the short ones, and no SM ends late.
+    blocks = tl.cdiv(queries, BQ)
+    block = tl.program_id(0) % blocks
+    if CAUSAL:
+        block = blocks - 1 - block
+    batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
+    k_head = head // group
+    query = block * BQ + tl.arange(0, BQ)
+    # Rows and first column of this head in each of the three matrices.
+    q = q_desc.load([batch * q_b + head * q_h + block * BQ, head * q_c])
+    k_row, k_column = batch * k_b + k_head * k_h, k_head * k_c
+    v_row, v_column = batch * v_b + k_head * v_h, k_head * v_c
+    if NEGATIVE:  # the maximum is taken of unscaled scores, so that the scale must be positive
+        q = -q
+        scale = -scale
+    top = tl.full([BQ], float("-inf"), tl.float32)
+    total = tl.zeros([BQ], tl.float32)
+    out = tl.zeros([BQ, D], tl.float32)
+
+    seen = tl.minimum(keys, block * BQ + BQ) if CAUSAL else keys
+    # Whole blocks that every query sees; what is left of the keys is on the diagonal or at the end.
+    whole = (tl.minimum(keys, block * BQ + 1) if CAUSAL else keys) // BKV * BKV
+    total, out, top = attend(
+        q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, 0, whole, keys, query, scale,
+        BKV, CAUSAL, MASKED=False, EVEN_KEYS=EVEN_KEYS,
+    )  # fmt: skip
+    total, out, top = attend(
+        q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, whole, seen, keys, query, scale,
+        BKV, CAUSAL, MASKED=True, EVEN_KEYS=EVEN_KEYS,
+    )  # fmt: skip
+    out = out * (1.0 / total)[:, None]
+    feature = tl.arange(0, D)
+    o_ptr += batch.to(tl.int64) * o_b + head.to(tl.int64) * o_h
+    o_at = o_ptr + query[:, None].to(tl.int64) * o_s + feature[None, :] * o_d
+    tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=(query < queries)[:, None] & (feature < width)[None, :])
+
+
+def tokens(t, rows, depth):
+    """``t`` [B, H, S, D] as a matrix of tokens: (descriptor of blocks [rows, depth], rows a batch, rows a head, columns
+    a head). A view where the strides allow it.
+    """
+    batch, heads, length, width = t.shape
+    b, h, s, d = (step if size > 1 else 0 for size, step in zip(t.shape, t.stride(), strict=True))
+    s = s or max(width, h, 1)
+    unit = 16 // t.element_size()
+    fits = s >= h % s + width and b % s == 0 and s % unit == 0 and h % s % unit == 0 and t.data_ptr() % 16 == 0
+    if width != depth or d not in (0, 1) or not fits:
+        copy = torch.zeros((batch, heads, length, depth), dtype=t.dtype, device=t.device)
+        copy[..., :width].copy_(t)
+        t, b, h, s = copy, heads * length * depth, length * depth, depth
+    shape = [(batch - 1) * (b // s) + (heads - 1) * (h // s) + length, (heads - 1) * (h % s) + depth]
+    matrix = t.as_strided(shape, (s, 1))
+    return TensorDescriptor(matrix, shape, [s, 1], [rows, depth]), (b // s, h // s, h % s)
+
+
+def tiling(queries, depth, dtype):
+    """(BQ, BKV, warps, stages) for heads of this width."""
+    if dtype == torch.float32:
+        bq, bkv, warps, stages = FP32_BQ, FP32_BKV, FP32_WARPS, 1
+    elif depth <= 64:
+        bq, bkv, warps, stages = BQ, BKV, WARPS, STAGES
+    elif depth <= 128:
+        bq, bkv, warps, stages = BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES
+    else:
+        bq, bkv, warps, stages = 64, 64, 4, 2
+    if queries <= 64:
+        return max(16, triton.next_power_of_2(queries)), bkv, 4, stages
+    return bq, bkv, warps, stages
+
+
+def kernel_fn(Q, K, V, causal=True, sm_scale=None):
+    batch, heads, queries, width = Q.shape
+    groups, keys = K.shape[1], K.shape[2]
+    # Keeps the order of Q's dimensions in memory: a model's next view of it costs no copy.
+    out = torch.empty_like(Q)
+    if out.numel() == 0:
+        return out
+    scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
+    depth = max(16, triton.next_power_of_2(width))
+    bq, bkv, warps, stages = tiling(queries, depth, Q.dtype)
+    q_desc, q_steps = tokens(Q, bq, depth)
+    k_desc, k_steps = tokens(K, bkv, depth)
+    v_desc, v_steps = tokens(V, bkv, depth)
+    attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
+        q_desc, k_desc, v_desc, out, heads, heads // groups, queries, keys, width, scale,
+        *q_steps, *k_steps, *v_steps, *out.stride(),
+        BQ=bq, BKV=bkv, D=depth, CAUSAL=causal, NEGATIVE=scale < 0, EVEN_KEYS=keys % bkv == 0,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out

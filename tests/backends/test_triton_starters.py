@@ -1,0 +1,238 @@
+"""Every Triton starter: the judge's five stages in Triton's interpreter, and compiled for GPUs that are not here.
+
+The interpreter's rule for bf16: as it comes, it cuts float32 to bf16 where a GPU rounds to nearest even, doubles bf16's
+denormals, and its tl.dot multiplies the bit patterns of bf16 as if they were numbers. So runners here mend all three
+before the kernel loads (``MENDED``), and bf16 is then held to the judge's own tolerances like the other dtypes; a GPU
+remains the judge of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from autokernel import assets, registry
+from autokernel.backends.triton import BACKEND
+from autokernel.evaluate.pool import Handle
+from autokernel.evaluate.stages import STAGES, Case, Examination, Failed
+from autokernel.evaluate.workshop import Workshop
+from autokernel.proposers import _tune
+from autokernel.types import DTYPES, Problem, Status, Workload
+
+FOLDER = assets.root() / "kernels" / "triton"
+FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("sm*/*.py")])
+MOST_LINES = 300
+MENDED = """
+import numpy as _np
+import triton.language as _tl
+from triton.runtime import interpreter as _interpreter
+
+def _mend():
+    convert, dot = _interpreter._convert_float, _interpreter.InterpreterBuilder.create_dot
+
+    def rounding(data, source, target, mode):
+        if source == _tl.bfloat16 and target == _tl.float32:
+            return (_np.ascontiguousarray(data).astype(_np.uint32) << 16).view(_np.float32)
+        if source == _tl.float32 and target == _tl.bfloat16:
+            bits = _np.ascontiguousarray(data).view(_np.uint32)
+            nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(_np.uint16)
+            return _np.where(_np.isnan(data), _np.uint16(0x7FC0), nearest)
+        return convert(data, source, target, mode)
+
+    def widened(handle):
+        if handle.dtype.scalar != _tl.bfloat16:
+            return handle
+        return _interpreter.TensorHandle(rounding(handle.data, _tl.bfloat16, _tl.float32, None), _tl.float32)
+
+    _interpreter._convert_float = rounding
+    _interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+
+_mend()
+"""
+
+pytestmark = pytest.mark.skipif(bool(BACKEND.missing()), reason=f"no Triton here: {BACKEND.missing()}")
+
+
+@pytest.fixture(params=FILES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
+def path(request: pytest.FixtureRequest) -> Path:
+    chosen: Path = request.param
+    return chosen
+
+
+@pytest.fixture
+def problem(path: Path) -> Problem:
+    loaded: Problem = registry.load("problems", path.stem)
+    return loaded
+
+
+@pytest.fixture
+def source(path: Path) -> str:
+    return path.read_text()
+
+
+# ---------------------------------------------------------------------------------------------- what it says of itself
+
+
+def test_there_is_a_portable_starter_for_each_problem() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(registry.names("problems"))
+
+
+def test_one_for_the_architecture_is_preferred() -> None:
+    assert assets.starter("softmax", "triton", "sm90") == FOLDER / "softmax.py"
+    assert assets.starter("matmul", "triton") == FOLDER / "matmul.py"
+    assert assets.starter("matmul", "triton", "sm90") == FOLDER / "sm90" / "matmul.py"
+    assert assets.starter("matmul", "triton", "sm75") == FOLDER / "matmul.py"
+
+
+def test_the_file_states_what_it_is(source: str, problem: Problem) -> None:
+    tree = ast.parse(source)
+    module = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    assert {"KERNEL_TYPE": problem.name, "BACKEND": "triton"}.items() <= module.items()
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "kernel_fn")
+    names = [argument.arg for argument in function.args.args]
+    values = [ast.literal_eval(default) for default in function.args.defaults]
+    theirs = inspect.signature(problem.reference).parameters
+    assert names == list(theirs)
+    assert values == [p.default for p in theirs.values() if p.default is not inspect.Parameter.empty]
+    header = ast.get_docstring(tree) or ""
+    assert "Bytes:" in header and "lops:" in header and "float16" in header, "shapes, dtypes, bytes and flops"
+    assert "Another GPU should revisit" in header
+    assert len(source.splitlines()) <= MOST_LINES
+    assert "autokernel" not in source and "atomic" not in source and "autotune" not in source
+
+
+def test_the_policy_lets_it_through(source: str) -> None:
+    assert BACKEND.check(ast.parse(source)) is None
+
+
+def test_its_tunables_span_a_search_space(source: str) -> None:
+    constants = _tune.constants(source)
+    written = [line for line in source.splitlines() if "# tune:" in line]
+    assert len(constants) == len(written) >= 3, "a tune comment does not read as one"
+    for constant in constants:
+        assert len(constant.choices) >= 2 and constant.value in constant.choices and constant.note, constant.name
+        assert source.count(constant.name) >= 2, f"{constant.name} is not used"
+
+
+# ------------------------------------------------------------------------------------------------- the five stages
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        opened = Workshop(tmp_path_factory.mktemp("workshop"), "cpu", threads=1)
+        yield opened
+        opened.close()
+
+
+class Spread(Examination):
+    """The examination, spread thin: the interpreter takes milliseconds for each step of a kernel. All cases of smoke,
+    shapes (the four smallest) and determinism; of the other stages every case in one dtype, all dtypes in turn.
+    """
+
+    def __init__(self, problem: Problem, handle: Handle) -> None:
+        shapes = tuple(sorted(problem.shapes["cpu"], key=lambda dims: problem.bytes(Workload(dims, "fp32")))[:4])
+        super().__init__(
+            dataclasses.replace(problem, shapes={**problem.shapes, "cpu": shapes}), handle, "cpu", BACKEND.aten
+        )
+        self.seen: dict[str, set[str]] = {}
+        self._turn = 0
+
+    def check(self, stage: str, case: Case, generator: torch.Generator) -> None:
+        if stage in ("stability", "edges") and not case.name.startswith("held-out"):
+            turn, self._turn = self._turn, self._turn + 1
+            if (turn // 3 + turn) % 3:  # cases come dtype by dtype
+                return
+        super().check(stage, case, generator)
+        self.seen.setdefault(stage, set()).add(case.dtype)
+
+
+def examined(workshop: Workshop, source: str, problem: Problem, seed: int) -> Spread:
+    """The judge's examination of a source in a confined runner. Raises Failed as it does."""
+    handle: Handle = workshop.start(MENDED + source, "triton")
+    exam = Spread(problem, handle)
+    try:
+        exam.run_all((), seed)
+    finally:
+        exam.close()
+        handle.close()
+    return exam
+
+
+def test_it_passes_all_five_stages_in_the_interpreter(workshop: Workshop, source: str, problem: Problem) -> None:
+    exam = examined(workshop, source, problem, seed=20)
+    assert set(exam.errors) == {"smoke", "shapes", "stability", "edges"} and max(exam.errors.values()) <= 1
+    assert all(exam.seen[stage] == set(DTYPES) for stage in STAGES if stage != "smoke"), exam.seen
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("rmsnorm", "/ columns + eps", "/ (columns + 1) + eps"),  # 1/64 off in the smallest row
+        ("softmax", "x = tl.load(x_ptr + row * x_stride", "x = tl.load(x_ptr + row * columns"),
+        ("matmul", "a_at += BK * a_k", "a_at += (BK - 1) * a_k"),
+    ],
+)
+def test_a_broken_starter_is_refused(workshop: Workshop, name: str, right: str, wrong: str) -> None:
+    """What the stages above are worth: the same files with one mistake each."""
+    file = assets.starter(name, "triton")
+    assert file is not None and right in file.read_text()
+    with pytest.raises(Failed) as failure:
+        examined(workshop, file.read_text().replace(right, wrong), registry.load("problems", name), seed=21)
+    assert failure.value.status in (Status.SMOKE, Status.SHAPES, Status.EDGES)
+
+
+# ------------------------------------------------------------------------------------------------- compiled ahead
+
+
+@functools.cache
+def compiler() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2)
+
+
+@functools.cache
+def compiled(path: Path, arch: str, folder: Path) -> Future[subprocess.CompletedProcess[str]]:
+    """The file compiled for this architecture, in a process of its own; binaries lie in the folder."""
+    environment = {**os.environ, **BACKEND.environment(str(folder))}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(Path(__file__).with_name("compile_ahead.py")), str(path), arch]
+    return compiler().submit(subprocess.run, command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("binaries")
+    for path in FILES:
+        compiled(path, "90", folder / path.parent.name / path.stem)
+    return folder
+
+
+def test_it_compiles_for_hopper_without_spilling(path: Path, binaries: Path) -> None:
+    folder = binaries / path.parent.name / path.stem
+    done = compiled(path, "90", folder).result()
+    assert done.returncode == 0, done.stderr[-2000:]
+    evidence = BACKEND.evidence(folder)
+    kernels = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert evidence and set(evidence) <= kernels
+    for kernel, figures in evidence.items():
+        assert figures["spill_bytes"] == 0, (kernel, figures)
+        assert 16 <= figures["registers"] <= 255 and figures["shared_bytes"] <= 227 << 10, (kernel, figures)
+        assert 0 < figures["occupancy"] <= 1 and figures["warps"] <= 16 and figures["variants"] >= 1, (kernel, figures)
