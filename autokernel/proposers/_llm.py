@@ -184,13 +184,14 @@ class _Conversation:
         """The proposal that an answer holds; or why it holds none, which the model is told as well."""
         if answer.stop != "done" or not (answer.calls or answer.text.strip()):
             # Not kept as a turn: half a tool call cannot be answered, and a model goes on refusing after a refusal.
-            reason = _UNFINISHED[answer.stop].format(remark=f" ({answer.remark})" if answer.remark else "")
-            self._say(reason)
+            what, advice = _UNFINISHED[answer.stop]
+            reason = f"{what} ({answer.remark})" if answer.remark else what
+            self._say(f"Your last answer cannot be used: {reason}. {advice}")
             return None, reason
         self._turns.append(answer)
         if not answer.calls:
-            reason = f"that answer called no tool; hand the edit in with one call of {TOOL_NAME}"
-            self._say(reason)
+            reason = "it called no tool"
+            self._say(f"Your last answer cannot be used: {reason}. Hand the edit in with one call of {TOOL_NAME}.")
             return None, reason
         try:
             if len(answer.calls) > 1:
@@ -223,12 +224,17 @@ class _Conversation:
         )
 
 
-_UNFINISHED = {
-    "truncated": "Your last answer was cut off at the limit of its length{remark}. Think shorter, and send "
-    "search/replace blocks rather than the whole file.",
-    "refused": "Your last answer was declined{remark}. The task is to make a numeric kernel of the owner's own model "
-    "faster on the owner's own machine; propose an edit for it.",
-    "done": "Your last answer was empty{remark}. Hand an edit in with one call of the tool.",
+_UNFINISHED = {  # why an answer is not kept, and what the model is advised
+    "truncated": (
+        "it was cut off at the limit of its length",
+        "Think shorter, and send search/replace blocks rather than the whole file.",
+    ),
+    "refused": (
+        "it was declined",
+        "The task is to make a numeric kernel of the owner's own model faster on the owner's own machine; propose an "
+        "edit for it.",
+    ),
+    "done": ("it was empty", f"Hand an edit in with one call of {TOOL_NAME}."),
 }
 
 

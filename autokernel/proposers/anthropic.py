@@ -88,7 +88,12 @@ class Messages:
     def _request(self, question: Question) -> dict[str, Any]:
         options = self._options
         system = [{"type": "text", "text": text} for text in question.stable if text]
-        messages = [_message(turn) for turn in question.turns]
+        messages: list[dict[str, Any]] = []
+        for message in map(_message, question.turns):
+            if messages and messages[-1]["role"] == message["role"]:  # a tool's result, and more to say
+                messages[-1]["content"] += message["content"]
+            else:
+                messages.append(message)
         request: dict[str, Any] = {
             "model": self.model,
             "max_tokens": options.max_output_tokens or DEFAULT_OUTPUT_TOKENS,

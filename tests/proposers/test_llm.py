@@ -80,7 +80,7 @@ BAD = {
     "two calls": (Reply(calls=GOOD.calls * 2), "got 2 calls"),
     "another tool": (Reply(calls=(("bash", {"command": "env"}),)), "there is no tool 'bash'"),
     "text alone": (Reply(text="I would raise the block size."), "called no tool"),
-    "empty": (Reply(), "Your last answer was empty"),
+    "empty": (Reply(), "it was empty"),
     "truncated": (dataclasses.replace(GOOD, stop="truncated"), "cut off at the limit"),
     "truncated text": (Reply(text="Let me think about", stop="truncated"), "cut off at the limit"),
     "refused": (Reply(text="I cannot", stop="refused"), "was declined"),
@@ -110,6 +110,15 @@ def test_after_two_mends_there_is_nothing_usable_and_the_cost_is_kept(kind, api)
     assert unanswered.value.cost.cost_usd > 0
     assert "no edit that applies in 3 answers" in str(unanswered.value)
     assert len(str(unanswered.value).splitlines()) == 1
+
+
+def test_what_is_said_after_a_tools_result_stays_one_turn(api):
+    bad, cut = edit(FILE, "no such text at all", "x"), Reply(text="Let me", stop="truncated")
+    with LlmServer(in_turn(bad, cut, GOOD)) as server:
+        assert proposer(api, server).propose(brief()).source == CHANGED
+    assert server.violations == []
+    assert "Not applied" in server.requests[2].user
+    assert "cut off" in server.requests[2].user
 
 
 def test_arguments_that_are_no_json_are_told(api):

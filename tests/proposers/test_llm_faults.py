@@ -220,8 +220,8 @@ Each row is a case of `tests/proposers/test_llm_faults.py`: the official SDKs ag
 None of them spends an experiment or loses a row. **Waits**: the run pauses and asks again, as long as its budget lasts;
 the pause is what the server asks for, or doubles from 1 s to 5 min until an answer comes. **Stops**: the run ends with
 this one line, its report and exit code 2, and the same command goes on once it is mended. **Noted**: the next brief
-says so; three in a row end the visit to the target. What the answer cost so far is booked in all three. A brief that is too
-long is first asked again with half of `--brief-tokens`.
+says so; three in a row end the visit to the target. What the answer cost so far is booked in all three. A brief that is
+too long is first asked again with half of `--brief-tokens`.
 
 An answer that cannot be used (no tool call, an edit that does not apply or names another file, empty, cut off or
 declined) goes back to the model with the reason, twice, and is then noted.
