@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 from llm_cases import APIS, CHANGED, FILE, GOOD, MODELS, SOURCE, TYPE, brief, in_turn, proposer
@@ -243,6 +245,22 @@ def test_a_token_does_where_there_is_no_key(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", KEY)
     with LlmServer(in_turn(GOOD)) as server:
         assert proposer("anthropic", server).propose(brief()).source == CHANGED
+
+
+def test_a_missing_sdk_is_told_with_the_command_that_mends_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(AutokernelError, match=r"pip install 'autokernel\[openai\]'"):
+        openai.create(ProposerOptions(model="m"))
+
+
+def test_neither_sdk_is_loaded_before_a_proposer_is_created():
+    code = (
+        "import sys; from autokernel import registry\n"
+        "for name in ('anthropic', 'openai'): registry.load('proposers', name)\n"
+        "print([name for name in ('anthropic', 'openai', 'httpx2', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_an_unknown_effort_is_told_before_the_night():
