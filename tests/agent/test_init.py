@@ -1,0 +1,85 @@
+"""What init refuses, with one line and no folder left behind; and what it makes of a model and of a rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from owner_folder import one_line
+
+from autokernel.run import history
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+BENCH = ("--bench", "sh bench.sh")
+SOFTMAX = """import torch
+KERNEL_TYPE = "softmax"
+BACKEND = "torch"
+def kernel_fn(x):
+    return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "line"),
+    [
+        ({}, (), "either --model MODEL.py or --kernel FILE"),
+        ({}, ("--kernel", "fast.c", "--model", "m.py"), "found no file m.py"),
+        ({"m.py": ""}, ("--kernel", "fast.c", "--model", "m.py"), "either --model MODEL.py or --kernel FILE"),
+        ({"m.py": ""}, ("--model", "m.py", *BENCH), "go with --kernel FILE"),
+        ({}, ("--kernel", "fast.c", "--target", "x", *BENCH), "--target goes with --model"),
+        ({}, ("--kernel", "fats.c", *BENCH), "found no file fats.c"),
+        ({}, ("--kernel", "fast.c", "--bench", "echo fine"), "'metric: NUMBER [ns, us, ms or s]'"),
+        ({}, ("--kernel", "fast.c", "--bench", "echo metric: fast"), "it printed none"),
+        ({}, ("--kernel", "fast.c", "--bench", "echo metric: 1 GB/s"), "for a rate, where more is better"),
+        ({}, ("--kernel", "fast.c", "--bench", "echo metric: -1 ms"), "a metric above zero was expected"),
+        ({}, ("--kernel", "fast.c", "--bench", "echo metric: 1; exit 4"), "exit status 4: not correct"),
+        ({}, ("--kernel", "fast.c", "--bench", "no-such-program"), "exit status 127"),
+        ({}, ("--kernel", "fast.c", "--bench", "sleep 9", "--bench-limit", "1"), "longer than 1 s: killed"),
+        ({}, ("--kernel", "fast.c", "--bench", "'"), "a shell command line"),
+        ({"k.py": "x = 1\n"}, ("--kernel", "k.py"), "a top-level function kernel_fn"),
+        ({"k.py": "def kernel_fn(x): return x\n"}, ("--kernel", "k.py"), 'KERNEL_TYPE = "rmsnorm" (say)'),
+        ({"k.py": SOFTMAX.replace("softmax", "mine")}, ("--kernel", "k.py"), "unknown problem 'mine'"),
+        ({"k.py": SOFTMAX, "r.py": "x = 1\n"}, ("--kernel", "k.py", "--reference", "r.py"), "make_inputs(n=1024"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_is_one_line_and_leaves_nothing(project, autokernel, files, arguments, line):
+    for name, text in files.items():
+        (project / name).write_text(text)
+    before = sorted(project.rglob("*"))
+    one_line(autokernel("init", "agent", *arguments, cwd=project), line)
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_folder_that_is_there_is_refused_and_left_alone(project, autokernel):
+    (project / "agent").mkdir()
+    (project / "agent" / "mine.txt").write_text("mine")
+    one_line(autokernel("init", "agent", "--kernel", "fast.c", *BENCH, cwd=project), "expected to be new or empty")
+    assert (project / "agent" / "mine.txt").read_text() == "mine"
+
+
+def test_a_rate_counts_upwards(project, autokernel):
+    rate = ("--bench", "sh bench.sh | sed s/ms/GB/", "--higher-is-better")
+    made = autokernel("init", "agent", "--kernel", "fast.c", *rate, cwd=project)
+    assert made.returncode == 0, made.stderr
+    place = project / "agent"
+    assert "the higher the better" in (place / "TASK.md").read_text()
+    (place / "kernels" / "fast.c").write_text("// cost: 8\n")
+    assert autokernel("try", "-m", "twice the rate", cwd=place).returncode == 0
+    row = history.read(place)[-1]
+    assert row.decision == "keep" and row.speedup == pytest.approx(2.0)
+
+
+def test_a_model_gives_its_most_promising_target_and_its_context(project, autokernel):
+    model = MODELS / "softmax_only.py"
+    made = autokernel("init", "agent", "--model", str(model), "--backend", "torch", cwd=project)
+    assert made.returncode == 0, made.stderr
+    place = project / "agent"
+    (target,) = json.loads((place / "profile.json").read_text())["targets"]
+    assert (target["problem"], target["backend"]) == ("softmax", "torch") and target["share"] > 0.5
+    assert [path.name for path in (place / "kernels").iterdir()] == ["softmax.py"]
+    assert (place / "context" / "model.py").read_text() == model.read_text()
+    assert "def reference(x" in (place / "context" / "oracle.py").read_text()
+    assert json.loads((place / "context" / "profile.json").read_text())["rows"]
+    brief = (place / "BRIEF.md").read_text()
+    assert "softmax" in brief and "of the roofline ceiling" in brief
