@@ -21,6 +21,7 @@ from autokernel.commands.bench import bench
 from autokernel.commands.model import extract, profile
 from autokernel.commands.night import run
 from autokernel.commands.reading import doctor, listing, report
+from autokernel.commands.winning import export, verify
 from autokernel.types import AutokernelError
 
 UNWRITABLE = {
@@ -84,7 +85,7 @@ def main() -> None:
         os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), tools)))
 
 
-for command in (profile, extract, run, bench, report, listing, doctor, *AGENT_COMMANDS):
+for command in (profile, extract, run, bench, report, verify, export, listing, doctor, *AGENT_COMMANDS):
     main.add_command(command)
 
 

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "autokernel"
 # Layers from the ground up. A module may import its own layer and those below it that its column lists.
 GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "isolation", "__init__")
 DAEMON = (
-    "cli", "__main__", "commands", "display", "report", "present", "charts", "doctor", "kernelfile", "run", "proposers",
+    "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run", "proposers",
     "guide", "strategies", "evaluate.client", "evaluate.protocol", "evaluate.defences",
     "evaluate.bench_command", "evaluate.bench_metric", "evaluate.decision", "agent",
 )  # fmt: skip
@@ -27,7 +27,7 @@ USER = ("engage",)  # in the process of whoever owns the model: sees the device 
 READ_BY_USER = ("run.history",)
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
-    "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
+    "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2, "proof": 2,
     "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "agent": 3, "evaluate.client": 1,
     "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0, "evaluate.protocol": 0,
     "evaluate.defences": 0,

@@ -63,7 +63,6 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
         "dtype": found.dtype,
         "settings": dict(found.settings),
         "train": options.train,
-        "projected": 1 / max(1e-9, 1 - sum(each.gain for each in found.won)),
     }
     if options.diagnose:
         alone = verifier.diagnose(on_step)
@@ -72,7 +71,19 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
     result = verifier.verify(options.mode or list(RESTS), on_step)
     pays = {step.target for steps in result.steps.values() for step in steps if step.applied}
     kernels = {each.target.name: {"commit": each.commit, "applied": each.target.name in pays} for each in found.won}
-    _write(folder / "verification.json", {**record, "kernels": kernels, **result.to_json()})
+    beside_eager = {step.target for step in result.steps.get("ours", ()) if step.applied}
+    applied = [each for each in found.won if each.target.name in beside_eager]
+    projection = {
+        "all": _amdahl(found.won),
+        "applied": _amdahl(applied),
+        "walls": _amdahl(applied, found.attributed_us / found.forward_us),
+    }
+    _write(folder / "verification.json", {**record, "kernels": kernels, "projection": projection, **result.to_json()})
+
+
+def _amdahl(kernels: Sequence[won.Won], attributed: float = 1.0) -> float:
+    """The model's projected speedup over eager; ``attributed`` is the part of its wall time that kernels explain."""
+    return 1 / max(1e-9, 1 - min(attributed, 1.0) * sum(each.gain for each in kernels))
 
 
 def _write(path: Path, data: Any) -> None:

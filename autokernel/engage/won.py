@@ -31,7 +31,9 @@ class Won:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder as far as its model needs it. ``fingerprint`` names the parameters that the model had."""
+    """A run's folder as far as its model needs it. ``fingerprint`` names the parameters that the model had;
+    ``forward_us`` is the wall time of one eager forward and ``attributed_us`` the part that its kernels account for.
+    """
 
     folder: Path
     model: str
@@ -39,6 +41,8 @@ class Run:
     dtype: DType
     settings: Mapping[str, str]
     fingerprint: str | None
+    forward_us: float
+    attributed_us: float
     won: tuple[Won, ...]
 
 
@@ -81,6 +85,8 @@ def read(folder: Path, only: Collection[str] | None = None, *, everything: bool 
         profile["dtype"],
         profile["settings"],
         profile.get("fingerprint"),
+        profile["forward_us"],
+        profile["attributed_us"],
         tuple(chosen),
     )
 

@@ -1,0 +1,130 @@
+"""verify and export: what a run won, proved on its model and handed over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from autokernel.commands._common import console
+from autokernel.types import AutokernelError
+
+
+@click.command()
+@click.argument("model", required=False, metavar="[MODEL.py]")
+@click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="A run's folder. [default: the newest]")  # fmt: skip
+@click.option("--kernel", "kernels", multiple=True, metavar="TARGET",
+              help="Only this kernel. Repeatable. [default: all]")  # fmt: skip
+@click.option("--train", is_flag=True, help="Also compare the gradient of every parameter.")
+@click.option("--quick", is_flag=True, help="Fewer blocks: wider intervals, in less time.")
+@click.option("--diagnose", is_flag=True, help="Each kernel alone: which one breaks the outputs?")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+def verify(
+    model: str | None, folder: Path | None, kernels: tuple[str, ...], train: bool, quick: bool, diagnose: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Prove what a run won on the whole model: right outputs, engaged kernels, faster forwards, or an honest no.
+
+    Kernels are added one at a time and stay only where they pay end to end. Times eager, torch.compile, ours, and ours
+    with torch.compile against each other, and writes verification.json, which autokernel.apply and the report read.
+    Exits 1 where outputs are wrong.
+    """
+    from autokernel import proof
+
+    place = find_run(folder)
+    prove(place, model=model, kernels=kernels, train=train, quick=quick, diagnose=diagnose, quiet=as_json)
+    if diagnose:
+        alone = json.loads((place / "diagnosis.json").read_text())["alone"]
+        if as_json:
+            click.echo(json.dumps(alone))
+        broken = [name for name, agreement in alone.items() if not agreement["passed"]]
+        for name, agreement in {} if as_json else alone.items():
+            word = "right" if agreement["passed"] else f"WRONG: {agreement['worst']}"
+            own = f"the original by {agreement['original_error']:.1e}"
+            click.echo(f"{name:<20} off by {agreement['error']:.1e} ({own})  {word}")
+        raise click.exceptions.Exit(1 if broken else 0)
+    found = proof.read(place)
+    assert found is not None, "the verifier ended well"
+    if as_json:
+        click.echo((place / proof.FILE).read_text())
+    else:
+        show(found)
+    if not all(agreement["passed"] for agreement in found.outputs.values()):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option("--run", "folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="A run's folder. [default: the newest]")  # fmt: skip
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder for the package."
+)
+@click.option("--name", help="Name of the package. [default: the run's name and _kernels]")
+def export(folder: Path | None, to: Path, name: str | None) -> None:
+    """Write what a run won as a small Python package that does not need autokernel.
+
+    Kernels, a function a problem that takes the kernel for the calls it was judged on and plain PyTorch for all others,
+    tests, and where it all came from.
+    """
+    place = find_run(folder)
+    command = [sys.executable, "-m", "autokernel.engage.export", "--run", str(place), "--to", str(to)]
+    done = subprocess.run(command + (["--name", name] if name else []), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise AutokernelError(last)
+    package = Path(done.stdout.strip().splitlines()[-1])
+    click.echo(f"wrote {package}; try it: cd {to} && python -m pytest -q, or pip install {to}")
+
+
+def find_run(folder: Path | None) -> Path:
+    """The run that is meant: the one named, the one we are in, or the newest."""
+    from autokernel import report
+
+    if folder is not None:
+        return folder
+    return Path() if Path("run.json").is_file() else report.newest_run(Path("results"))
+
+
+def prove(
+    folder: Path, *, model: str | None = None, kernels: tuple[str, ...] = (), train: bool = False, quick: bool = False,
+    diagnose: bool = False, quiet: bool = False,
+) -> None:  # fmt: skip
+    """Runs the verifier's process to its end. AutokernelError: what it could not do, in one line."""
+    from autokernel.display import open_display
+    from autokernel.run import workspace
+
+    command = [sys.executable, "-m", "autokernel.engage.verifier", "--run", str(folder)]
+    command += ["--model", model] if model else []
+    for name in kernels:
+        command += ["--kernel", name]
+    command += [f"--{flag}" for flag, on in (("train", train), ("quick", quick), ("diagnose", diagnose)) if on]
+    with tempfile.TemporaryDirectory(prefix="autokernel-verify-") as scratch, open_display(quiet=quiet) as display:
+        workspace.work(command, Path(scratch), display.on_event)
+
+
+def show(found: object) -> None:
+    """The proof on a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from autokernel import proof
+
+    assert isinstance(found, proof.Proof)
+    screen = console()
+    for rows in proof.tables(found):
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for index, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if index in (0, len(rows[0]) - 1) else "right", no_wrap=index == 0)
+        for row in rows[1:]:
+            table.add_row(*(escape(cell) for cell in row))
+        screen.print(table)
+        screen.print()
+    screen.print(found.headline(), style="bold", highlight=False, soft_wrap=True)
+    for line in found.why():
+        screen.print(line, highlight=False, soft_wrap=True)
+    click.echo('next: autokernel.apply(model, run="...") in Python, or autokernel export --to DIR')
