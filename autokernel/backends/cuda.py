@@ -145,14 +145,16 @@ def _device_architecture() -> str | None:
 
 
 def _nvcc() -> Path | None:
-    """nvcc of CUDA_HOME or CUDA_PATH, else of the PATH, else where the toolkit's installer puts it."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    for home in homes:
-        found = shutil.which("nvcc", path=str(Path(home) / "bin"))
-        if found:
-            return Path(found)
-    found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    return Path(found).resolve() if found else None
+    """nvcc of CUDA_HOME or CUDA_PATH, else of the PATH, else where the toolkit's installer puts it: the first that has
+    the toolkit's headers beside it (a script on the PATH that calls another has not).
+    """
+    found = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    homes += [str(Path(found).resolve().parent.parent)] if found else []
+    for home in (*homes, "/usr/local/cuda"):
+        if home and shutil.which("nvcc", path=f"{home}/bin") and (Path(home) / "include" / "cuda_runtime.h").is_file():
+            return Path(home).resolve() / "bin" / "nvcc"
+    return None
 
 
 def _path(nvcc: Path | None) -> str:

@@ -378,6 +378,6 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     scale = Q.shape[-1] ** -0.5 if sm_scale is None else sm_scale
     if Q.dtype != torch.float32:
         Q, K, V = in_lines(Q), in_lines(K), in_lines(V)
-    O = torch.empty(Q.shape, dtype=Q.dtype, device=Q.device)
-    module.launch(Q, K, V, O, causal, scale)
-    return O
+    out = torch.empty(Q.shape, dtype=Q.dtype, device=Q.device)
+    module.launch(Q, K, V, out, causal, scale)
+    return out

@@ -25,7 +25,8 @@ FLAGS = (
 LAUNCH = re.compile(r"(\b\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w+) (\w+)\[\];")
 PTX_FUNCTION = re.compile(
-    r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{[^\n}]*\n(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",
+    r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{[^\n}]*\n"  # the first line
+    r"(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",  # an instruction among the others; the last
     re.MULTILINE,
 )
 
@@ -38,7 +39,7 @@ def as_cpp(cuda: str) -> str:
 
 
 def built(source: str, include: Path) -> SimpleNamespace:
-    """The names of a kernel file that ran with its CUDA source built for the CPU. ``include``: the toolkit's headers."""
+    """The names of a kernel file that ran with its CUDA source built for the CPU. ``include``: the CUDA headers."""
 
     def load_inline(
         name: str, *, cuda_sources: str, functions: Sequence[str], extra_cuda_cflags: Sequence[str] = (), **_: Any

@@ -1,0 +1,286 @@
+"""Every CUDA starter of kernels/cuda: compiled by nvcc without a spill, its arithmetic held to the judge on the CPU.
+
+No GPU is needed. A starter that every GPU can run goes through the judge's cases in an emulation (cuda_on_cpu.h); one
+of kernels/cuda/<arch> is compiled only. By default few are compiled, for one architecture, and each runs in one or two
+dtypes: half a minute. AUTOKERNEL_CUDA_STARTERS=all compiles all for all and runs every dtype and the tunables' ends.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import tvm_ffi.cpp
+import tvm_ffi.cpp.extension
+from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
+
+from autokernel import assets, registry
+from autokernel.backends import cuda
+from autokernel.backends.cuda import BACKEND
+from autokernel.extension import Brief
+from autokernel.proposers import _tune
+from autokernel.proposers.recipes import Recipe
+from autokernel.proposers.recipes.cuda_recipes import RECIPES
+from autokernel.types import DTYPES, Dims, DType, Problem, Target, Workload
+
+from .emulation import built
+from .test_cpp_starters import check, generator, layouts, middle
+
+ALL = os.environ.get("AUTOKERNEL_CUDA_STARTERS") == "all"
+FOLDER = assets.root() / "kernels" / "cuda"
+PORTABLE = sorted(FOLDER.glob("*.py"))
+HOPPER = sorted(FOLDER.glob("sm90/*.py"))
+MOST_LINES = 400  # two kernels and their launcher; the prelude of types and accesses is 60 of them
+SLOW_PAIRS = 40_000  # pairs of query and key: more take the emulation longer than a default run has
+LONG: dict[str, Sequence[Dims]] = {  # rows that no registers hold, columns that several blocks share
+    "softmax": ({"R": 2, "C": 70001}, {"R": 9, "C": 66000}, {"R": 2, "C": 20000}),
+    "layernorm": ({"R": 2, "C": 40001},),
+    "rmsnorm": ({"R": 2, "C": 40001},),
+    "cross_entropy": ({"R": 1, "V": 50257},),
+    "reduce": ({"R": 2, "C": 70001}, {"R": 7001, "C": 70}, {"R": 300, "C": 3001}),
+}
+# (starter, architecture) that are compiled by default, and (starter, dtype) that run by default
+COMPILED = {("matmul", "80"), ("sm90/matmul", "90a")}
+RUN = {"fp16": {p.stem for p in PORTABLE}, "fp32": {"softmax"}, "bf16": {"layernorm"}}
+
+pytestmark = pytest.mark.skipif(cuda._nvcc() is None, reason="no nvcc")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(FOLDER).with_suffix(""))
+
+
+def toolkit_headers() -> Path:
+    nvcc = cuda._nvcc()
+    assert nvcc is not None
+    return nvcc.parent.parent / "include"
+
+
+@pytest.fixture(params=PORTABLE, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    chosen: Path = request.param
+    return chosen
+
+
+def kernel_of(source: str) -> Callable[..., torch.Tensor]:
+    function: Callable[..., torch.Tensor] = built(source, toolkit_headers()).kernel_fn
+    return function
+
+
+def compiled(source: str, arch: str, folder: Path, *, clean: bool = True) -> dict[str, dict[str, int]]:
+    """What nvcc makes of a file's CUDA source, as load_inline would have it built: registers, stack, shared memory."""
+    said: dict[str, Any] = {}
+
+    def record(name: str, **options: Any) -> SimpleNamespace:
+        said.update(options)
+        return SimpleNamespace(**dict.fromkeys(options["functions"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tvm_ffi.cpp, "load_inline", record)
+        exec(compile(source, "candidate.py", "exec"), {"__name__": "candidate"})
+    text = tvm_ffi.cpp.extension._decorate_with_tvm_ffi(said["cuda_sources"], dict.fromkeys(said["functions"], ""))
+    (folder / "cuda.cu").write_text(text)
+    includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
+    command = [str(cuda._nvcc()), "-std=c++17", "-O2", f"-gencode=arch=compute_{arch},code=sm_{arch}", *includes]
+    done = subprocess.run(
+        [*command, *said.get("extra_cuda_cflags", []), "-cubin", "cuda.cu", "-o", "cuda.cubin"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not clean or "warning" not in done.stderr, done.stderr[-3000:]
+    return cuda.resources(b"\0" + (folder / "cuda.cubin").read_bytes())
+
+
+# ------------------------------------------------------------------------------------------------- what a file says
+
+
+def test_there_is_a_starter_for_each_problem() -> None:
+    assert {path.stem for path in PORTABLE} == set(registry.names("problems"))
+
+
+@pytest.mark.parametrize("path", [*PORTABLE, *HOPPER], ids=name_of)
+def test_the_file_states_what_it_is_and_the_policy_lets_it_through(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    said = {
+        node.targets[0].id: node.value.value  # type: ignore[attr-defined]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    assert (said["KERNEL_TYPE"], said["BACKEND"]) == (path.stem, "cuda")
+    header = ast.get_docstring(tree) or ""
+    assert all(word in header for word in ("Bytes:", "Flops:", "float16", "Other GPUs:"))
+    assert len(source.splitlines()) <= MOST_LINES
+    assert "fast_math" not in source and "autokernel" not in source and "atomicAdd" not in source
+    assert BACKEND.check(tree) is None
+
+
+@pytest.mark.parametrize("path", [*PORTABLE, *HOPPER], ids=name_of)
+def test_its_tunables_span_a_search_space(path: Path) -> None:
+    source = path.read_text()
+    constants = _tune.constants(source)
+    assert len(constants) == sum("# tune:" in line for line in source.splitlines()) >= 2
+    for constant in constants:
+        assert len(constant.choices) >= 2 and constant.value in constant.choices and constant.note, constant.name
+
+
+def test_a_library_is_refused() -> None:
+    source = 'SOURCE = "void launch() { cutlass::gemm::device::Gemm g; }"\n\ndef kernel_fn(x):\n    return x\n'
+    assert "cutlass" in (BACKEND.check(ast.parse(source)) or "")
+
+
+# ------------------------------------------------------------------------------------------------- nvcc
+
+
+@pytest.mark.parametrize("arch", ["80", "90a", "100a"])
+@pytest.mark.parametrize("path", [*PORTABLE, *HOPPER], ids=name_of)
+def test_it_compiles_without_a_spill(path: Path, arch: str, tmp_path: Path) -> None:
+    if path in HOPPER and arch != "90a":
+        pytest.skip("for Hopper alone")
+    if not ALL and (name_of(path), arch) not in COMPILED:
+        pytest.skip("compiled when AUTOKERNEL_CUDA_STARTERS=all")
+    kernels = compiled(path.read_text(), arch, tmp_path)
+    assert kernels
+    for name, used in kernels.items():
+        assert used["spill_bytes"] == 0 and 0 < used["registers"] <= 255, (name, used)
+
+
+SPILLING = """
+extern "C" __global__ void __launch_bounds__(1024) spilling(float* x, int n) {
+  __shared__ float shared[100];
+  float kept[96];
+  #pragma unroll
+  for (int i = 0; i < 96; ++i) kept[i] = x[i * n + threadIdx.x];
+  shared[threadIdx.x % 100] = kept[0];
+  __syncthreads();
+  #pragma unroll
+  for (int i = 0; i < 96; ++i) x[i * n + threadIdx.x] = kept[95 - i] * kept[i] + shared[i % 7 + threadIdx.x % 90];
+}
+"""
+
+
+def test_evidence_is_what_the_compiler_reports(tmp_path: Path) -> None:
+    """Registers, stack and shared memory read from a library are the figures that ptxas prints."""
+    (tmp_path / "spilling.cu").write_text(SPILLING)
+    environment = {**os.environ, **BACKEND.environment(str(tmp_path))}
+    target = "-gencode=arch=compute_90a,code=sm_90a"
+    command = [str(cuda._nvcc()), target, "-Xptxas=-v", "-Xcompiler=-fPIC", "-c", "spilling.cu", "-o", "spilling.so"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    (used,) = BACKEND.evidence(tmp_path).values()
+    assert f"Used {used['registers']} registers" in done.stderr
+    assert f"{used['spill_bytes']} bytes stack frame" in done.stderr and used["spill_bytes"] > 0
+    assert f"{used['shared_bytes']} bytes smem" in done.stderr and used["shared_bytes"] == 400
+
+
+# ------------------------------------------------------------------------------------------------- on the CPU
+
+
+def small(dims: Dims) -> bool:
+    """Attention grows with the square of its length: the emulation takes its short ones."""
+    return ALL or "T" not in dims or dims["S"] * dims["T"] * max(1, dims["B"]) * dims["H"] <= SLOW_PAIRS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_judges_cases_on_the_cpu(path: Path, dtype: DType) -> None:
+    """Shapes, edges, held-out shapes, adversarial inputs, scalars, strides, and three equal runs."""
+    if not ALL and path.stem not in RUN[dtype]:
+        pytest.skip("runs when AUTOKERNEL_CUDA_STARTERS=all")
+    problem: Problem = registry.load("problems", path.stem)
+    kernel, rng = kernel_of(path.read_text()), random.Random(5)
+    for dims in filter(small, problem.shapes["cpu"]):
+        check(problem, kernel, problem.make_inputs(dims, dtype, generator()), dtype, {}, dims, statistical=True)
+    edges = [*problem.edge_shapes, *LONG.get(path.stem, ()), *(problem.held_out(rng) for _ in range(4))]
+    for scalars in ({}, *problem.edge_scalars):
+        for dims in filter(small, edges):
+            check(problem, kernel, problem.make_inputs(dims, dtype, generator()), dtype, scalars, (dims, scalars))
+        for number, tensors in enumerate(layouts(problem.make_inputs(middle(problem), dtype, generator()))):
+            check(problem, kernel, tensors, dtype, scalars, f"layout {number} {scalars}")
+    for adversary in problem.adversarial:
+        tensors = adversary.make(adversary.dims, dtype, generator(11))
+        check(problem, kernel, tensors, dtype, adversary.scalars, adversary.name)
+    tensors = problem.make_inputs(middle(problem), dtype, generator())
+    first, *others = (kernel(*tensors).contiguous().view(-1).view(torch.uint8) for _ in range(3))
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_target_beyond_the_classes_is_no_number() -> None:
+    """Nothing beyond the row is read, and the mistake shows: the loss is NaN."""
+    path = assets.starter("cross_entropy", "cuda")
+    assert path is not None
+    loss = kernel_of(path.read_text())(torch.zeros(3, 5), torch.tensor([5, 4, 9]))
+    assert loss.isnan()
+
+
+@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+def test_other_values_of_all_tunables_are_right(path: Path) -> None:
+    """Every constant at the choice that is furthest from its own, at once: each must be live, and none be special."""
+    source = path.read_text()
+    values = {
+        constant.name: constant.choices[0 if 2 * constant.index >= len(constant.choices) else -1]
+        for constant in _tune.constants(source)
+    }
+    problem: Problem = registry.load("problems", path.stem)
+    kernel = kernel_of(_tune.with_values(source, values))
+    for dtype in DTYPES:
+        for dims in filter(small, [*problem.shapes["cpu"], *problem.edge_shapes, *LONG.get(path.stem, ())]):
+            check(problem, kernel, problem.make_inputs(dims, dtype, generator()), dtype, {}, (dims, values))
+
+
+def test_the_emulation_sees_a_lane_left_out() -> None:
+    source = (FOLDER / "rmsnorm.py").read_text()
+    broken = source.replace("lane > 0; lane /= 2", "lane > 1; lane /= 2")
+    assert broken != source
+    problem: Problem = registry.load("problems", "rmsnorm")
+    with pytest.raises(AssertionError, match="exceeds the budget"):
+        check(problem, kernel_of(broken), problem.make_inputs({"R": 4, "C": 128}, "fp32", generator()), "fp32", {}, "")
+
+
+@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+def test_the_emulation_sees_a_copy_that_nobody_waits_for() -> None:
+    source = (FOLDER / "matmul.py").read_text()
+    broken = source.replace("    copy_async_wait<STAGES - 2>();\n", "")
+    assert broken != source
+    problem: Problem = registry.load("problems", "matmul")
+    inputs = problem.make_inputs({"M": 64, "K": 64, "N": 64}, "fp16", generator())
+    with pytest.raises(AssertionError, match="NaN"):
+        check(problem, kernel_of(broken), inputs, "fp16", {}, "")
+
+
+# ------------------------------------------------------------------------------------------------- recipes
+
+
+def brief(path: Path, source: str) -> Brief:
+    target = Target("t", path.stem, "cuda", (Workload({"R": 1}, "fp16"),), 0.5, 20.0, 1.0)
+    return Brief(target, source, None, (), {}, 0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_recipe_edits_starters_once_and_nothing_else(recipe: Recipe) -> None:
+    sources = {path: path.read_text() for path in PORTABLE}
+    edited = {path: recipe.apply(source, brief(path, source)) for path, source in sources.items()}
+    assert any(edited.values())
+    for path, after in edited.items():
+        if after is not None:
+            ast.parse(after)
+            assert BACKEND.check(ast.parse(after)) is None
+            assert recipe.apply(after, brief(path, after)) is None, "it applies to its own result"
+    bare = 'KERNEL_TYPE = "softmax"\n\n\ndef kernel_fn(x):\n    return x\n'
+    assert recipe.apply(bare, brief(PORTABLE[0], bare)) is None
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", *(["matmul", "cross_entropy"] if ALL else [])])
+def test_all_recipes_together_still_compile(name: str, tmp_path: Path) -> None:
+    path = FOLDER / f"{name}.py"
+    source = path.read_text()
+    for recipe in RECIPES:
+        if recipe.name != "64 registers":  # an explicit bound and -maxrregcount exclude each other
+            source = recipe.apply(source, brief(path, source)) or source
+    assert compiled(source, "90a", tmp_path, clean=False)
