@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autokernel.display import clock, outcome, span, times
+from autokernel.proof import Proof, tables
 from autokernel.report import Report, TargetReport
 
 HEADINGS = (
@@ -41,9 +42,11 @@ def headline(report: Report) -> str:
     counts = f"{len(report.rows)} experiments, {report.kept} kept"
     if report.projected_speedup is None:
         return f"{report.run}: {counts}"
-    return (
-        f"{report.run}: {counts}; the whole forward pass {report.projected_speedup:.2f}x as fast as eager (projected)"
-    )
+    told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
+    measured = report.proof.speedup.get("ours", {}).get("eager") if report.proof else None
+    if measured:
+        told = f"{measured['mean']:.2f}x as fast as eager (measured; projected {report.projected_speedup:.2f}x)"
+    return f"{report.run}: {counts}; the whole forward pass {told}"
 
 
 def facts(report: Report) -> list[str]:
@@ -81,10 +84,28 @@ def show(report: Report, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(f"[dim]{FOOTNOTE}[/]\n", soft_wrap=True)
+    if report.proof:
+        show_proof(report.proof, console)
     for line in facts(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in report.advice:
         console.print(f"→ {line}", markup=False, highlight=False, style="cyan", soft_wrap=True)
+
+
+def show_proof(proof: Proof, console: Console) -> None:
+    """A verification on a terminal: whole forwards, each kernel's trial, and what it comes to."""
+    for rows in tables(proof):
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for index, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if index in (0, len(rows[0]) - 1) else "right", no_wrap=index == 0)
+        for row in rows[1:]:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+        console.print()
+    console.print(proof.headline(), style="bold", highlight=False, soft_wrap=True)
+    for line in proof.why():
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def markdown(report: Report) -> str:
@@ -95,7 +116,13 @@ def markdown(report: Report) -> str:
     lines += ["![every experiment, and each target's champion](progress.png)", "", "## Targets", ""]
     lines += [_row((*HEADINGS, "file")), _row(("---",) * (len(HEADINGS) + 1))]
     lines += [_row((*_cells(target), f"`{target.file}`")) for target in report.targets]
-    lines += ["", FOOTNOTE, "", "## How it went", "", *(f"- {line}" for line in facts(report)), ""]
+    lines += ["", FOOTNOTE, ""]
+    if report.proof:
+        lines += ["## The whole model, measured", "", f"{report.proof.headline()}.", ""]
+        for rows in tables(report.proof):
+            lines += [_row(rows[0]), _row(("---",) * len(rows[0])), *(_row(row) for row in rows[1:]), ""]
+        lines += [*(f"- {line}" for line in report.proof.why()), ""]
+    lines += ["## How it went", "", *(f"- {line}" for line in facts(report)), ""]
     kept = [row for row in report.rows if row.decision == "keep"]
     if kept:
         lines += ["## What was kept", "", _row(("#", "target", "gain", "95 % interval", "idea", "commit"))]

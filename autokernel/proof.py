@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel.run import history
+from autokernel.run.history import Row
 from autokernel.types import AutokernelError
 
 FILE = "verification.json"
@@ -86,6 +88,24 @@ def read(folder: Path) -> Proof | None:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AutokernelError(f"{path} cannot be read ({error}); `autokernel verify` writes it anew") from error
+
+
+def winners(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """The kernels that would be applied to the model that was profiled: target -> commit; none where there is no model
+    to apply them to (a kernel with a reference of its own).
+    """
+    path = folder / "profile.json"
+    data = json.loads(path.read_text()) if path.exists() else {}
+    if "fingerprint" not in data:
+        return {}
+    standing = ((target["name"], history.champion(rows, target["name"])) for target in data["targets"])
+    return {name: row.commit for name, row in standing if row and (row.speedup_vs_eager or 0.0) > 1.0}
+
+
+def standing(folder: Path, rows: Sequence[Row]) -> Proof | None:
+    """The verification of the kernels that stand now; None where there is none, or an older kernel was verified."""
+    proof = read(folder)
+    return proof if proof is not None and proof.commits == winners(folder, rows) else None
 
 
 def tables(proof: Proof) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:

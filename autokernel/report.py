@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel import proof
+from autokernel.proof import Proof
 from autokernel.run import history, unbooked
 from autokernel.run.history import Row
 from autokernel.types import AutokernelError, Cost, Target
@@ -80,6 +82,7 @@ class Report:
     tokens: int
     failures: Sequence[Failure]
     advice: Sequence[str]
+    proof: Proof | None = None  # whole forwards, measured, where the kernels that stand are those that were verified
 
     @property
     def kept(self) -> int:
@@ -97,6 +100,7 @@ class Report:
             "kept": self.kept,
             "targets": [target.to_json() for target in self.targets],
             "projected_speedup": self.projected_speedup,
+            "measured": dict(self.proof.speedup) if self.proof else None,
         }
 
 
@@ -144,6 +148,7 @@ def build(place: Path) -> Report:
         tokens=spent.tokens_in + spent.tokens_out,
         failures=failures,
         advice=_advice(rows, targets, failures, (kept_aa, total_aa), profile),
+        proof=proof.standing(folder, rows),
     )
 
 

@@ -127,7 +127,7 @@ def night(folder: Path, server: LlmServer, experiments: int, in_flight: int) -> 
     (folder / "model.py").write_text(MODEL)
     name = f"in-flight-{in_flight}"
     command = [
-        *(sys.executable, "-m", "autokernel", "run", str(folder / "model.py"), "--results", str(folder / "results")),
+        *(sys.executable, "-m", "autokernel", "run", str(folder / "model.py"), "--no-verify", "--results", str(folder / "results")),
         *("--run", name, "--proposer", "anthropic", "--base-url", server.url, "--in-flight", str(in_flight)),
         *("--max-experiments", str(experiments), "--move-on-reverts", "8", "--move-on-speedup", "1000"),
         *("--move-on-peak", "100", "--fix-attempts", "2", "--plain"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +21,12 @@ from autokernel.commands._common import (
     model_options,
 )
 from autokernel.commands.proposing import proposer_options, spending_options
+from autokernel.commands.winning import prove
 from autokernel.redact import redact
 from autokernel.types import AutokernelError
+
+if TYPE_CHECKING:
+    from autokernel.run.history import Row
 
 
 @click.command()
@@ -51,13 +56,18 @@ from autokernel.types import AutokernelError
               help="Leave a target at this speedup over its best baseline.")  # fmt: skip
 @isolation_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the proposer's choices.")
+@click.option("--verify/--no-verify", "verified", default=True, show_default=True,
+              help="At the end, measure the whole model with the winning kernels in it.")  # fmt: skip
 @click.option("--plain", is_flag=True, help="One line an experiment, also on a terminal.")
 @click.option("--quiet", is_flag=True, help="No progress; only the report at the end.")
-def run(model: str, require_isolation: frozenset[str], plain: bool, quiet: bool, **options: Any) -> None:
+def run(
+    model: str, require_isolation: frozenset[str], verified: bool, plain: bool, quiet: bool, **options: Any
+) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
     In place of MODEL.py the folder of a run may stand, such as `autokernel init` makes: that run goes on. The same
-    command again resumes where it stopped, also after a crash. Ends with the report. What is written into
+    command again resumes where it stopped, also after a crash. Ends with whole forwards of the model with and without
+    the kernels that won, and the report. What is written into
     HINTS.md of the run's folder is told to the proposer with its next brief.
     """
     from autokernel import present, report
@@ -78,6 +88,8 @@ def run(model: str, require_isolation: frozenset[str], plain: bool, quiet: bool,
     chosen = session.RunOptions(model=path, move_on=rules, budget_s=options.pop("budget"), **options)
     with open_display(plain, quiet) as display:
         summary = session.start(chosen, display)
+    if verified and summary.signal is None and summary.reason.kind != "proposer":
+        verify_winners(summary.folder, summary.rows, quiet)
     if not summary.rows:
         click.echo(f"no experiment was made; the workspace is {summary.folder}")
     elif summary.signal is None:
@@ -90,6 +102,20 @@ def run(model: str, require_isolation: frozenset[str], plain: bool, quiet: bool,
     if summary.signal is not None:
         click.echo(f"stopped; to go on: {_command_line()}", err=True)
         raise click.exceptions.Exit(128 + summary.signal)
+
+
+def verify_winners(folder: Path, rows: Sequence[Row], quiet: bool) -> None:
+    """The last act of a run: what its kernels are worth in the whole model, unless that is known. A proof that cannot
+    be had is said, and costs the run nothing.
+    """
+    from autokernel import proof
+
+    if not proof.winners(folder, rows) or proof.standing(folder, rows) is not None:
+        return
+    try:
+        prove(folder, quick=True, quiet=quiet)
+    except AutokernelError as error:
+        click.echo(f"not verified on the whole model: {error}; try: autokernel verify --run {folder}", err=True)
 
 
 def _command_line() -> str:

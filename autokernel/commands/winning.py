@@ -34,7 +34,7 @@ def verify(
     with torch.compile against each other, and writes verification.json, which autokernel.apply and the report read.
     Exits 1 where outputs are wrong.
     """
-    from autokernel import proof
+    from autokernel import present, proof
 
     place = find_run(folder)
     prove(place, model=model, kernels=kernels, train=train, quick=quick, diagnose=diagnose, quiet=as_json)
@@ -53,7 +53,8 @@ def verify(
     if as_json:
         click.echo((place / proof.FILE).read_text())
     else:
-        show(found)
+        present.show_proof(found, console())
+        click.echo('next: autokernel.apply(model, run="...") in Python, or autokernel export --to DIR')
     if not all(agreement["passed"] for agreement in found.outputs.values()):
         raise click.exceptions.Exit(1)
 
@@ -105,26 +106,3 @@ def prove(
     command += [f"--{flag}" for flag, on in (("train", train), ("quick", quick), ("diagnose", diagnose)) if on]
     with tempfile.TemporaryDirectory(prefix="autokernel-verify-") as scratch, open_display(quiet=quiet) as display:
         workspace.work(command, Path(scratch), display.on_event)
-
-
-def show(found: object) -> None:
-    """The proof on a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from autokernel import proof
-
-    assert isinstance(found, proof.Proof)
-    screen = console()
-    for rows in proof.tables(found):
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for index, heading in enumerate(rows[0]):
-            table.add_column(heading, justify="left" if index in (0, len(rows[0]) - 1) else "right", no_wrap=index == 0)
-        for row in rows[1:]:
-            table.add_row(*(escape(cell) for cell in row))
-        screen.print(table)
-        screen.print()
-    screen.print(found.headline(), style="bold", highlight=False, soft_wrap=True)
-    for line in found.why():
-        screen.print(line, highlight=False, soft_wrap=True)
-    click.echo('next: autokernel.apply(model, run="...") in Python, or autokernel export --to DIR')
