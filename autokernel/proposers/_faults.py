@@ -8,6 +8,7 @@ import email.utils
 import math
 import re
 import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -50,6 +51,12 @@ class Service:
     model: str
     key_env: str
     known: Sequence[str] = ()
+
+
+def public(url: str) -> str:
+    """The URL as it may be shown: without a user's name and password, and without a query."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
 
 
 def status_fault(

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from autokernel.extension import ProposerOptions
 from autokernel.proposers._edits import TOOL_DESCRIPTION, TOOL_NAME, TOOL_SCHEMA
-from autokernel.proposers._faults import Fault, Service, broken_off, status_fault
+from autokernel.proposers._faults import Fault, Service, broken_off, public, status_fault
 from autokernel.proposers._llm import LanguageModel
 from autokernel.proposers._prices import Usage
 from autokernel.proposers._turns import Answer, Question, Results, Said, Stop, ToolCall, Turn
@@ -62,8 +62,7 @@ class Messages:
             http_client=_http.client(anthropic, options.time_limit_s),
         )
         listed = tuple(name for part in get_args(anthropic.types.Model) for name in get_args(part))
-        url = str(self._client.base_url).rstrip("/")
-        self._service = Service("Anthropic", url, self.model, " or ".join(_KEYS), listed)
+        self._service = Service("Anthropic", public(str(self._client.base_url)), self.model, " or ".join(_KEYS), listed)
 
     def ask(self, question: Question) -> Answer:
         usage, whole = Usage(), False

@@ -17,7 +17,7 @@ from typing import Any
 
 from autokernel.extension import ProposerOptions
 from autokernel.proposers._edits import TOOL_DESCRIPTION, TOOL_NAME, TOOL_SCHEMA
-from autokernel.proposers._faults import Fault, Service, broken_off, status_fault
+from autokernel.proposers._faults import Fault, Service, broken_off, public, status_fault
 from autokernel.proposers._llm import LanguageModel
 from autokernel.proposers._prices import Usage
 from autokernel.proposers._turns import Answer, Question, Results, Said, Stop, ToolCall, Turn
@@ -61,7 +61,7 @@ class ChatCompletions:
 
         self.model, self._options, self._official = model, options, official
         self._sdk, self._broken = openai, _http.BROKEN
-        self._service = Service("OpenAI" if official else "the server", url, model, "OPENAI_API_KEY")
+        self._service = Service("OpenAI" if official else "the server", public(url), model, "OPENAI_API_KEY")
         self._client = openai.OpenAI(
             api_key=key,
             base_url=url,

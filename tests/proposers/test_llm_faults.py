@@ -204,6 +204,14 @@ def test_retry_after_may_be_a_date():
     assert 50 < retry_after_s({"retry-after": email.utils.formatdate(time.time() + 60, usegmt=True)}) <= 60
 
 
+@pytest.mark.parametrize("create", [anthropic.create, openai.create])
+def test_a_password_in_the_url_is_not_shown(create):
+    model = create(ProposerOptions(model="m", base_url="http://me:hunter2secret@localhost:1/v1?token=abc"))
+    with pytest.raises(ProposerUnavailable, match=r"localhost:1") as away:
+        model.propose(brief())
+    assert "hunter2secret" not in str(away.value) + json.dumps(away.value.exchanges)
+
+
 def test_a_wrong_base_url_of_a_key_is_one_clear_line():
     """What the SDKs say about a URL without a scheme is no reason for a traceback."""
     for create, name in ((anthropic.create, None), (openai.create, "m")):
