@@ -33,7 +33,7 @@ LIMITS = Limits(
     files=2000,
     log_bytes=4 * MIB,
     processes=300,
-    build_s=2.0,
+    build_s=4.0,
 )
 WORK = Workload({"R": 8, "C": 64}, "fp32", scalars={"eps": 1e-6})
 TARGET = Target("rmsnorm", "rmsnorm", "torch", (WORK,), share=1.0, eager_us=0.0, floor_us=0.0)
@@ -65,7 +65,7 @@ KINDS: Mapping[str, tuple[str, str, Status, int]] = {  # at import, in the call,
         2,
     ),
     "fills folders": (
-        "import os\nfor n in range(500):\n    os.makedirs(f'd{n}/d')\n"
+        "import os\nfor n in range(150):\n    os.makedirs(f'd{n}/d')\n"
         "    open(f'd{n}/f', 'w').write('x' * 9999)\nos._exit(1)",
         RIGHT,
         Status.CRASH,

@@ -149,7 +149,7 @@ def show(evaluation: Evaluation, floor: Floor, console: Console) -> None:
     if measured is None:
         if verdict.log_tail:
             console.print(Text(verdict.log_tail.rstrip(), style="dim"))
-        console.print(f"[bold red]{verdict.status.value}[/] at {verdict.stage} after {evaluation.seconds:.1f} s")
+        console.print(f"[bold red]FAIL[/] in {evaluation.seconds:.1f} s")
     else:
         console.print(f"[bold green]PASS[/] in {evaluation.seconds:.1f} s")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

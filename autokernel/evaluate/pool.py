@@ -21,6 +21,7 @@ from autokernel.isolation import Limits, remove_tree
 
 LOG_TAIL_BYTES = 8000
 START_S = 120.0
+DYING_S = 5.0  # what a process that closed its channel may take to end, gigabytes to free on a busy machine included
 
 
 class RunnerFailed(Exception):
@@ -70,7 +71,9 @@ class Handle:
             raise RunnerFailed("late", f"no answer to '{op}' within {deadline_s:.0f} s: killed", tail) from None
         except PeerGone:
             tail = self.log_tail()
-            raise RunnerFailed("died", f"the process ended during '{op}': {self.close(grace_s=1.0)}", tail) from None
+            raise RunnerFailed(
+                "died", f"the process ended during '{op}': {self.close(grace_s=DYING_S)}", tail
+            ) from None
         except PeerNonsense as error:
             tail = self.log_tail()
             self.close()
