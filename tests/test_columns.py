@@ -19,10 +19,11 @@ PACKAGE = ROOT / "autokernel"
 # Layers from the ground up. A module may import its own layer and those below it that its column lists.
 GROUND = ("types", "extension", "registry", "assets", "hardware", "redact", "isolation", "__init__")
 DAEMON = (
-    "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run", "proposers",
-    "guide", "strategies", "evaluate.client", "evaluate.protocol", "evaluate.defences",
-    "evaluate.bench_command", "evaluate.bench_metric", "evaluate.decision", "agent",
+    "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run",
+    "proposers", "guide", "strategies", "agent", "evaluate.client", "evaluate.bench_command", "evaluate.bench_metric",
+    "evaluate.protocol", "evaluate.decision", "evaluate.defences",
 )  # fmt: skip
+SHARED = ("evaluate.protocol", "evaluate.decision", "evaluate.defences")  # both columns speak of these; no torch
 USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
 READ_BY_USER = ("run.history",)
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
@@ -89,7 +90,7 @@ def offences(path: Path) -> list[str]:
             continue  # the package's lazy façade: apply, restore, engagement
         if allowed_here and room(rest, allowed_here) is None:
             found.append(f"{path.name}:{line}: {module} imports {name}, across or up")
-        shared = ("evaluate.protocol", "evaluate.decision", *(READ_BY_USER if room(module, USER) else ()))
+        shared = (*SHARED, *(READ_BY_USER if room(module, USER) else ()))
         if not allowed_here and room(rest, shared) is None and room(rest, DAEMON) is not None:
             found.append(f"{path.name}:{line}: {module} imports {name} of the daemon column")
         here, there = room(module, DAEMON), room(rest, DAEMON)

@@ -77,7 +77,7 @@ def write_headline(run: Path, commit: str, **changes: Any) -> None:
 
 def test_json_has_exactly_the_promised_keys(run: Path) -> None:
     data = report.build(run).to_json()
-    assert list(data) == ["run", "experiments", "kept", "targets", "projected_speedup"]
+    assert list(data) == ["run", "experiments", "kept", "targets", "projected_speedup", "measured"]
     assert [list(t) for t in data["targets"]] == [
         [
             "name",

@@ -1,0 +1,108 @@
+"""What a person reads of a verification: figures with their interval, what they come to, and why they differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autokernel import present, proof, report
+from autokernel.run import history
+from autokernel.run.history import Row
+from autokernel.types import AutokernelError
+
+COMMIT = "1" * 40
+
+
+def ratio(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+
+
+def verification(ours: float, compiled: float, **changes: Any) -> dict[str, Any]:
+    """Of a model whose eager forward takes 100 ms; ``ours`` and ``compiled`` are speedups over it."""
+    step = {"target": "rmsnorm", "commit": COMMIT, "applied": True, "reason": "pays end to end", "gain": ratio(ours),
+            "regions": 4, "calls_a_forward": 4.0, "refused": {}}  # fmt: skip
+    return {
+        "forward_us": {"eager": 1e5, "compile": 1e5 / compiled, "ours": 1e5 / ours},
+        "speedup": {
+            "compile": {"eager": ratio(compiled)},
+            "ours": {"eager": ratio(ours), "compile": ratio(ours / compiled)},
+        },
+        "steps": {"ours": [step]},
+        "outputs": {"ours": {"passed": True, "error": 3e-7, "original_error": 2e-7, "worst": "output 0"}},
+        "best": "ours",
+        "projection": {"all": 1.8, "applied": 1.6, "walls": 1.5},
+        "train": False,
+        "kernels": {"rmsnorm": {"commit": COMMIT, "applied": True}},
+        **changes,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    row = Row(
+        experiment=1, time="2026-01-01T00:00:00Z", target="rmsnorm", problem="rmsnorm", backend="cpp",
+        proposer="starter", idea="baseline", status="PASS", stage="done", decision="baseline", latency_us=10.0,
+        incumbent_us=None, speedup=None, ci_low=None, ci_high=None, speedup_vs_eager=2.0, speedup_vs_best=1.5,
+        pct_peak=50.0, seconds=1.0, tokens_in=0, tokens_out=0, cost_usd=0.0, commit=COMMIT, parent="0" * 40,
+    )  # fmt: skip
+    target = {"name": "rmsnorm", "problem": "rmsnorm", "backend": "cpp", "workloads": [], "share": 0.5,
+              "eager_us": 5e4, "floor_us": 1e3}  # fmt: skip
+    profile = {"model": "tiny.py", "graph_breaks": 0, "fingerprint": "abc", "targets": [target]}
+    (tmp_path / "profile.json").write_text(json.dumps(profile))
+    (tmp_path / "results.tsv").write_text(history.render([row]))
+    return tmp_path
+
+
+def write(run: Path, data: dict[str, Any]) -> proof.Proof:
+    (run / proof.FILE).write_text(json.dumps(data))
+    found = proof.read(run)
+    assert found is not None
+    return found
+
+
+def test_a_gain_is_told_against_the_best_without_kernels(run: Path) -> None:
+    told = write(run, verification(1.5, 1.2)).headline()
+    assert told.startswith("measured end to end: ours is 1.25x [1.23, 1.27] over torch.compile")
+    assert "1.50x [1.48, 1.52] over eager" in told
+
+
+def test_a_loss_is_an_honest_no(run: Path) -> None:
+    told = write(run, verification(1.5, 1.9)).headline()
+    assert told.startswith("not faster end to end") and told.endswith("stay with torch.compile")
+
+
+def test_within_the_interval_nothing_is_claimed(run: Path) -> None:
+    assert write(run, verification(1.5, 1.5)).headline().startswith("no difference shown end to end")
+
+
+def test_wrong_outputs_come_first(run: Path) -> None:
+    wrong = {"ours": {"passed": False, "error": 0.1, "original_error": 2e-7, "worst": "output 0"}}
+    found = write(run, verification(9.0, 1.2, outputs=wrong))
+    assert "outputs of ours are wrong: apply nothing" in found.headline()
+    assert proof.tables(found)[0][-1][-1] == "WRONG: output 0"
+
+
+def test_projection_and_measurement_stand_side_by_side(run: Path) -> None:
+    lines = write(run, verification(1.35, 1.2)).why()
+    assert lines[0] == "projected 1.80x over eager by Amdahl's law, measured 1.35x"
+    assert "1.60x is projected for the kernels that are applied" in lines[1]
+    assert "1.50x once the time between kernels" in lines[2] and "10% less" in lines[3]
+
+
+def test_the_report_takes_the_proof_of_the_kernels_that_stand(run: Path) -> None:
+    write(run, verification(1.5, 1.2))
+    built = report.build(run)
+    assert built.proof is not None and "1.50x as fast as eager (measured; projected" in present.headline(built)
+    text = present.markdown(built)
+    assert "## The whole model, measured" in text and "| rmsnorm | eager | 4 | 4 |" in text
+    write(run, verification(1.5, 1.2, kernels={"rmsnorm": {"commit": "2" * 40, "applied": True}}))
+    assert report.build(run).proof is None, "another kernel was verified"
+
+
+def test_a_torn_file_is_one_clear_line(run: Path) -> None:
+    (run / proof.FILE).write_text('{"forward_us": ')
+    with pytest.raises(AutokernelError, match=r"verification\.json cannot be read .*autokernel verify"):
+        report.build(run)
