@@ -69,7 +69,14 @@ def workloads(problem_name: str, device: str, given: Sequence[Any] | None) -> di
     compute_us = sum(w.count * ceilings.compute_us(problem.flops(w), w.dtype) for w in chosen)
     bound_by = "memory" if memory_us >= compute_us else "compute"
     listed = [w.to_json() for w in chosen]
-    return {"workloads": listed, "floor_us": floor_us, "bound_by": bound_by, "hardware": ceilings.to_json()}
+    parameters = [*problem.inputs, *(f"{name}={value!r}" for name, value in problem.scalars.items())]
+    return {
+        "workloads": listed,
+        "floor_us": floor_us,
+        "bound_by": bound_by,
+        "hardware": ceilings.to_json(),
+        "signature": f"kernel_fn({', '.join(parameters)})",
+    }
 
 
 def main(arguments: Sequence[str]) -> int:

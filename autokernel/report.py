@@ -279,7 +279,7 @@ def _advice(
 
 def _left_to_win(target: TargetReport) -> float:
     """The fraction of today's forward pass that this target gives back at its roofline floor."""
-    if not target.share or not target.latency_us or target.floor_us is None:
+    if not target.share or not target.latency_us or not target.floor_us:
         return target.share or 0.0 if target.latency_us is None and target.experiments == 0 else 0.0
     now = target.share / max(target.speedup_vs_eager or 1.0, 1.0)
     return max(now * (1.0 - target.floor_us / target.latency_us), 0.0)

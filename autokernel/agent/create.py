@@ -205,7 +205,8 @@ class _Making:
         works = tuple(Workload.from_json(w) for w in answer["workloads"])
         self._settle(kernel, found.backend, works[0].dtype)
         target = Target(name, problem, found.backend, works, 1.0, 0.0, answer["floor_us"])
-        self._profile({"targets": [target.to_json()], "hardware": answer.get("hardware", {})})
+        told_by_problem = {name: answer[name] for name in ("hardware", "signature")}
+        self._profile({"targets": [target.to_json()], **told_by_problem})
 
     def _self_contained(self, command: str) -> str:
         """The command with each file that it names copied into context/ and named there."""

@@ -24,12 +24,15 @@ DEFAULT_GAIN = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A run: what run.json and profile.json say. ``settings`` are run.json's."""
+    """A run: what run.json and profile.json say. ``settings`` are run.json's; ``signature`` is the kernel's, where init
+    was given one.
+    """
 
     folder: Path
     targets: tuple[Target, ...]
     hardware: Mapping[str, Any]
     settings: Mapping[str, Any]
+    signature: str = ""
 
     @property
     def judge_options(self) -> JudgeOptions:
@@ -69,7 +72,8 @@ def read(folder: Path) -> Place:
     """Raises AutokernelError where run.json or profile.json is missing or broken."""
     data = workspace.read_json(folder / "profile.json")
     targets = tuple(Target.from_json(target, folder) for target in data["targets"])
-    return Place(folder, targets, data.get("hardware", {}), workspace.read_json(folder / "run.json"))
+    settings = workspace.read_json(folder / "run.json")
+    return Place(folder, targets, data.get("hardware", {}), settings, data.get("signature", ""))
 
 
 def brief(place: Place, target: Target, experiments: Sequence[Experiment], source: str, seed: int = 0) -> Brief:

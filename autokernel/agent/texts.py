@@ -172,9 +172,10 @@ def _how_judged(place: Place) -> str:
         )
     what = f"`context/{Path(target.problem).name}`" if target.problem.endswith(".py") else f"`{target.problem}`"
     works = "; ".join(f"{w.count} x {w.key}" for w in target.workloads)
+    signature = place.signature or "kernel_fn"
     return (
         f"Problem: {what}; backend: `{target.backend}`; device: `{place.settings['device']}`. Five stages of "
-        f"correctness (`kernel_fn` against the reference), then the time of these calls: {works}."
+        f"correctness (`{signature}` against the reference), then the time of these calls: {works}."
     )
 
 

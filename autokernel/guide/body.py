@@ -82,12 +82,11 @@ def position(brief: Brief, context: Context) -> str:
     if measured is None:
         return head + "It has not been measured yet.\n"
     best = min(measured.baselines_us.values(), default=0.0)
+    others = ", ".join(
+        f"{name} {micro(us)} µs ({us / measured.latency_us:.2f}x)" for name, us in measured.baselines_us.items()
+    )
     lines = [
-        f"{micro(measured.latency_us)} µs a forward, ± {measured.noise_pct:.1f} %. "
-        + ", ".join(
-            f"{name} {micro(us)} µs ({us / measured.latency_us:.2f}x)" for name, us in measured.baselines_us.items()
-        )
-        + "."
+        f"{micro(measured.latency_us)} µs a forward, ± {measured.noise_pct:.1f} %." + (f" {others}." if others else "")
     ]
     if best:
         behind = measured.latency_us / best
