@@ -27,8 +27,10 @@ from autokernel.backends.triton import BACKEND
 from autokernel.evaluate.pool import Handle
 from autokernel.evaluate.stages import STAGES, Case, Examination, Failed
 from autokernel.evaluate.workshop import Workshop
+from autokernel.extension import Brief
 from autokernel.proposers import _tune
-from autokernel.types import DTYPES, Problem, Status, Workload
+from autokernel.proposers.recipes import recipes
+from autokernel.types import DTYPES, Problem, Status, Target, Workload
 
 FOLDER = assets.root() / "kernels" / "triton"
 FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("sm*/*.py")])
@@ -236,3 +238,42 @@ def test_it_compiles_for_hopper_without_spilling(path: Path, binaries: Path) -> 
         assert figures["spill_bytes"] == 0, (kernel, figures)
         assert 16 <= figures["registers"] <= 255 and figures["shared_bytes"] <= 227 << 10, (kernel, figures)
         assert 0 < figures["occupancy"] <= 1 and figures["warps"] <= 16 and figures["variants"] >= 1, (kernel, figures)
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+
+
+def test_each_recipe_finds_its_pattern_in_a_starter_and_only_once() -> None:
+    brief = Brief(Target("t", "t", "triton", (), 0.5, 100.0, 1.0), "", None, (), {}, 0)
+    for recipe in recipes("triton"):
+        edited = {path: recipe.apply(path.read_text(), brief) for path in FILES}
+        found = {path: source for path, source in edited.items() if source is not None}
+        assert found, recipe.name
+        for path, source in found.items():
+            assert BACKEND.check(ast.parse(source)) is None
+            assert source != path.read_text() and recipe.apply(source, brief) is None, (recipe.name, path)
+        assert recipe.apply("import torch\n\ndef kernel_fn(x):\n    return x\n", brief) is None, recipe.name
+
+
+@pytest.mark.parametrize(
+    ("name", "applied"),
+    [
+        ("rotary_embedding", 6),
+        ("matmul", 2),
+    ],
+)
+def test_recipes_keep_a_starter_right(workshop: Workshop, tmp_path: Path, name: str, applied: int) -> None:
+    """All that apply, one on top of the other: right in the interpreter, and compiled for Hopper."""
+    file = assets.starter(name, "triton")
+    assert file is not None
+    source, count = file.read_text(), 0
+    for recipe in recipes("triton"):
+        brief = Brief(Target("t", name, "triton", (), 0.5, 100.0, 1.0), source, None, (), {}, 0)
+        edited = recipe.apply(source, brief)
+        source, count = edited or source, count + (edited is not None)
+    assert count >= applied - 1  # "streamed loads" may find that "loads past the L1" was there before it
+    examined(workshop, source, registry.load("problems", name), seed=22)
+    (tmp_path / "edited.py").write_text(source)
+    done = compiled(tmp_path / "edited.py", "90", tmp_path / "binaries").result()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert BACKEND.evidence(tmp_path / "binaries")
