@@ -97,6 +97,13 @@ def missing(levels: Mapping[str, Any]) -> list[str]:
     return [name for name in LEVELS if not levels.get(name)]
 
 
+def summary(levels: Mapping[str, Any]) -> str:
+    """Compact, for a cell of a table: "all", or "without net pid"; "" for a verdict that names no level at all."""
+    if not levels:
+        return ""
+    return f"without {' '.join(missing(levels))}" if missing(levels) else "all"
+
+
 def demand(required: Iterable[str], levels: Mapping[str, Any]) -> None:
     """AutokernelError when a required level was not granted: which, and what to do."""
     lacking = [name for name in missing(levels) if name in set(required)]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel.isolation import summary
 from autokernel.types import AutokernelError, Decision, Experiment, Status
 
 FILE = "results.tsv"
@@ -24,7 +25,8 @@ FILE = "results.tsv"
 class Row:
     """One line of results.tsv; the fields are the columns, in order. ``time`` is ISO 8601 UTC; ``seconds`` is the
     experiment's wall time, and its cost what asking cost, both of all its attempts; ``commit`` and ``parent`` are git
-    commits of the workspace; ``attempts`` is 1, and 1 more for each time that it failed and was mended.
+    commits of the workspace; ``attempts`` is 1, and 1 more for each time that it failed and was mended; ``isolation``
+    is what the candidate ran under: "all", or "without" and the levels that were missing ("" where nobody noted it).
     """
 
     experiment: int
@@ -52,6 +54,7 @@ class Row:
     commit: str
     parent: str
     attempts: int = 1
+    isolation: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -64,7 +67,8 @@ class Row:
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Row))
 HEADER = "\t".join(COLUMNS)
 OLDER = tuple(field.name for field in dataclasses.fields(Row) if field.default is dataclasses.MISSING)
-_KNOWN = {"\t".join(columns): columns for columns in (COLUMNS, OLDER)}  # header -> columns of a file that can be read
+VERSIONS = tuple(COLUMNS[:count] for count in range(len(OLDER), len(COLUMNS) + 1))  # each added columns at the end
+_KNOWN = {"\t".join(columns): columns for columns in VERSIONS}  # header -> columns of a file that can be read
 
 
 def row_of(experiment: Experiment, parent: str, attempts: int) -> Row:
@@ -97,6 +101,7 @@ def row_of(experiment: Experiment, parent: str, attempts: int) -> Row:
         commit=experiment.commit,
         parent=parent,
         attempts=attempts,
+        isolation=summary(verdict.environment.get("isolation") or {}),
     )
 
 
@@ -212,7 +217,7 @@ def parse_row(line: str, columns: Sequence[str] = COLUMNS) -> Row:
 
 
 def parse(text: str, where: str) -> list[Row]:
-    """The rows of a file's text, of this version or of the one before it, which had no ``attempts``. Raises
+    """The rows of a file's text, of this version or of an older one, which had fewer columns. Raises
     AutokernelError that names the line and the column.
     """
 

@@ -56,9 +56,10 @@ def settle_table(folder: Path, rows: Sequence[Row], note: Callable[[str], None])
     found = path.read_bytes() if path.exists() else b""
     if found == expected.encode():
         return
-    older = history.render(rows, history.OLDER).encode()
-    if found and found.endswith(b"\n") and older.startswith(found):
-        note(f"{path} was of an older version: written again with the column {history.COLUMNS[-1]}")
+    older = [v for v in history.VERSIONS[:-1] if history.render(rows, v).encode().startswith(found)]
+    if found and found.endswith(b"\n") and older:
+        added = ", ".join(history.COLUMNS[len(older[-1]) :])
+        note(f"{path} was of an older version: written again with the columns {added}")
     elif found and not expected.encode().startswith(found):
         theirs, ours = found.split(b"\n"), expected.encode().split(b"\n")
         pairs = enumerate(zip(theirs, ours, strict=False), start=1)

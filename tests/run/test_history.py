@@ -18,7 +18,7 @@ def test_the_columns_are_those_that_were_promised():
     assert " ".join(COLUMNS) == (
         "experiment time target problem backend proposer idea status stage decision latency_us incumbent_us speedup "
         "ci_low ci_high speedup_vs_eager speedup_vs_best pct_peak seconds tokens_in tokens_out cost_usd commit parent "
-        "attempts"
+        "attempts isolation"
     )
 
 
@@ -118,10 +118,12 @@ def test_champion_and_false_keeps():
     assert history.false_keeps([*rows, row(5, "aa", low=1.02), row(6, "keep", low=2.0)]) == (1, 2)
 
 
-def test_a_file_of_the_version_before_is_read(tmp_path):
-    older = "\n".join(line.rsplit("\t", 1)[0] for line in history.render([ROW]).splitlines()) + "\n"
+@pytest.mark.parametrize("columns", history.VERSIONS[:-1])
+def test_a_file_of_an_older_version_is_read(tmp_path, columns):
+    older = history.render([ROW], columns)
     (tmp_path / "results.tsv").write_text(older)
-    assert "attempts" not in older and history.read(tmp_path) == [ROW] and ROW.attempts == 1
+    assert "isolation" not in older and history.read(tmp_path) == [ROW]
+    assert (ROW.attempts, ROW.isolation) == (1, "")
     fixed = dataclasses.replace(ROW, attempts=3)
     (tmp_path / "results.tsv").write_text(history.render([fixed]))
     assert history.read(tmp_path) == [fixed]
