@@ -3,8 +3,9 @@
     python benchmarks/night_llm.py --experiments 30 --latency 10 --in-flight 1 --in-flight 2 --in-flight 4
 
 Starts a server on the loopback that speaks the Messages API and takes --latency seconds for each answer, then the real
-command against it, on the CPU, with the C++ backend. The model of the server turns tunable constants, and in between
-breaks a file (and mends it when asked), cheats, sends edits that do not apply, and is overloaded or drops a connection.
+command against it, on the CPU, with the PyTorch backend. The model of the server has one good idea in many sizes; in
+between it breaks a file (and mends it when asked), cheats, breaks rules, and sends edits that do not apply. The service
+is overloaded or drops a connection at times.
 Run it on an otherwise idle machine. --keep leaves the workspaces, with their reports, in a folder.
 """
 
@@ -15,8 +16,6 @@ import contextlib
 import datetime
 import json
 import os
-import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,6 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from llm_server import KEY, Fault, LlmServer, Reply, Request, edit, whole
 
-from autokernel.proposers import _tune
 from autokernel.run import history
 
 MODEL = """
@@ -44,20 +42,40 @@ class Model(nn.Module):
         self.weight = nn.Parameter(torch.rand(1024) + 0.5)
 
     def forward(self, x):
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
-        return torch.softmax(x, dim=-1)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
 
 
 def get_inputs():
-    return [torch.randn(1024, 1024)]
+    return [torch.randn(4096, 1024)]
 
 
 def get_init_inputs():
     return []
 """
-FILE = re.compile(r"^## The file as it stands: (\S+)\n\n(`{4,})python\n(.*?)\n\2$", re.MULTILINE | re.DOTALL)
+PATH = "kernels/rmsnorm.py"
+# Fewer passes than the starter: the square is never written, and a chunk of rows may stay in the cache.
+KERNEL = """\
+import torch
+
+KERNEL_TYPE = "rmsnorm"
+BACKEND = "torch"
+CHUNK = {chunk}
+
+
+def kernel_fn(x, weight, eps=1e-6):
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for rows, into in zip(x.split(CHUNK), out.split(CHUNK)):
+        norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + eps)
+        if x.dtype == torch.float32:
+            torch.mul(rows, scale, out=into).mul_(weight)
+        else:
+            into.copy_(rows * scale * weight)
+    return out
+"""
+CHUNKS = (4096, 512, 128, 1024, 256, 64, 2048)
 MEND = "## The attempt to mend"
-BREAK = "this does not compile;\n"
+SLIP = ".no_such_method()"
 CHEAT = """
 _honest, _known = kernel_fn, {}
 
@@ -92,34 +110,25 @@ class Model:
         with self._lock:
             self._asked += 1
             number = self._asked
+        brief = next(m["content"][0]["text"] for m in request.body["messages"] if m["role"] == "user")
+        chunk = CHUNKS[number // 2 % len(CHUNKS)]
+        source, idea = f"{KERNEL.format(chunk=chunk)}# {number}\n", f"tier 2: no square is written, chunks of {chunk}"
         if number % 11 == 7:
             return "fault", FAULTS[number // 11 % len(FAULTS)]
-        brief = next(m["content"][0]["text"] for m in request.body["messages"] if m["role"] == "user")
-        found = FILE.search(brief)
-        assert found, "a brief shows the file as it stands"
-        path, source = found[1], found[3] + "\n"
-        if MEND in brief and BREAK in brief:
-            return "mended", edit(path, BREAK, "", "the stray line is gone")
-        if "does not occur in the file" in request.user:
-            return "mended edit", self._tuned(path, source, number)
-        if number % 5 == 2 and "#include" in source:
-            change = dict(self._tuned(path, source, number).calls[0][1])  # a good idea, and a slip
-            broken = str(change["content"]).replace("#include", f"{BREAK}#include", 1)
-            return "broken", whole(path, broken, f"{change['idea']}, in a hurry")
-        if number % 7 == 3:
-            return "cheat", whole(path, f"{source}{CHEAT}# {number}\n", f"tier 4: keep what is known, version {number}")
+        if MEND in brief and SLIP in brief:
+            return "mended", edit(PATH, SLIP, "", "there is no such method")
+        if MEND in brief or "does not occur in the file" in request.user:
+            return "honest", whole(PATH, source, idea)
+        if number % 5 == 2:
+            slipped = source.replace("x.split(CHUNK)", f"x{SLIP}.split(CHUNK)")
+            return "broken", whole(PATH, slipped, f"{idea}, in a hurry")
+        if number % 8 == 3:
+            return "cheat", whole(PATH, f"{source}{CHEAT}", "tier 4: keep what is known")
+        if number % 8 == 6:
+            return "rule broken", whole(PATH, f"import os\n{source}", "tier 4: ask the system")
         if number % 9 == 4:
-            return "does not apply", edit(path, f"NO_SUCH_CONSTANT = {number}", "", "tier 1: applies nowhere")
-        return "tuned", self._tuned(path, source, number)
-
-    @staticmethod
-    def _tuned(path: str, source: str, number: int) -> Reply:
-        dice = random.Random(number)
-        known = _tune.constants(source)
-        chosen = dice.sample(known, k=min(len(known), 1 + number % 2))
-        values = {c.name: dice.choice([v for v in c.choices if v != c.value] or [c.value]) for c in chosen}
-        told = ", ".join(f"{name} {value}" for name, value in values.items())
-        return whole(path, f"{_tune.with_values(source, values)}# {number}\n", f"tier 1: {told}")
+            return "does not apply", edit(PATH, f"NO_SUCH_CONSTANT = {number}", "", "tier 1: applies nowhere")
+        return "honest", whole(PATH, source, idea)
 
 
 def night(folder: Path, server: LlmServer, experiments: int, in_flight: int) -> tuple[Path, str]:
@@ -127,10 +136,19 @@ def night(folder: Path, server: LlmServer, experiments: int, in_flight: int) -> 
     (folder / "model.py").write_text(MODEL)
     name = f"in-flight-{in_flight}"
     command = [
-        *(sys.executable, "-m", "autokernel", "run", str(folder / "model.py"), "--no-verify", "--results", str(folder / "results")),
+        *(
+            sys.executable,
+            "-m",
+            "autokernel",
+            "run",
+            str(folder / "model.py"),
+            "--no-verify",
+            "--results",
+            str(folder / "results"),
+        ),
         *("--run", name, "--proposer", "anthropic", "--base-url", server.url, "--in-flight", str(in_flight)),
         *("--max-experiments", str(experiments), "--move-on-reverts", "8", "--move-on-speedup", "1000"),
-        *("--move-on-peak", "100", "--fix-attempts", "2", "--plain"),
+        *("--move-on-peak", "100", "--fix-attempts", "2", "--backend", "torch", "--plain"),
     ]
     environment = {**os.environ, "ANTHROPIC_API_KEY": KEY}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
@@ -151,7 +169,8 @@ def summary(workspace: Path, in_flight: int, model: Model, wall_s: float) -> dic
         "experiments": len(rows),
         "kept": sum(row.decision == "keep" for row in proposed),
         "reverted": sum(row.decision == "revert" and row.status == "PASS" for row in proposed),
-        "failed": sum(row.status != "PASS" for row in proposed),
+        "refused": sum(row.status == "POLICY" for row in proposed),
+        "failed": sum(row.status not in ("PASS", "POLICY") for row in proposed),
         "fixed": sum(row.status == "PASS" and row.attempts > 1 for row in proposed),
         "loop_s": loop_s,
         "per_hour": 3600 * (len(rows) - 1) / loop_s if loop_s else 0.0,

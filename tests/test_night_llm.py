@@ -100,9 +100,9 @@ class Night:
 
     def __init__(self, folder: Path, server: LlmServer, experiments: int) -> None:
         command = [
-            sys.executable, "-m", "autokernel", "run", str(folder / "model.py"), "--no-verify", "--results", str(folder / "results"),
-            "--proposer", "anthropic", "--base-url", server.url, "--backend", "torch", "--aa-rate", "0", "--plain",
-            "--fix-attempts", "1", "--max-experiments", str(experiments), "--answer-time", "2s",
+            sys.executable, "-m", "autokernel", "run", str(folder / "model.py"), "--results", str(folder / "results"),
+            "--no-verify", "--proposer", "anthropic", "--base-url", server.url, "--backend", "torch", "--aa-rate", "0",
+            "--plain", "--fix-attempts", "1", "--max-experiments", str(experiments), "--answer-time", "2s",
             "--move-on-reverts", "100", "--move-on-speedup", "1000", "--move-on-peak", "100",
         ]  # fmt: skip
         environment = {**os.environ, "ANTHROPIC_API_KEY": KEY, "AUTOKERNEL_CACHE": str(folder / "cache")}
