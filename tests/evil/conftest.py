@@ -10,7 +10,7 @@ import pytest
 
 from autokernel.evaluate.client import JudgeClient, JudgeOptions
 
-from .harness import Book
+from .harness import SPREAD, Book
 
 BOOK = pytest.StashKey[Book]()
 
@@ -22,6 +22,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BOOK] = Book()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without the option, only the spread."""
+    if config.getoption("--evil-all", default=False):
+        return
+    left_out = [item for item in items if _left_out(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _left_out(item: pytest.Item) -> bool:
+    spread = SPREAD.get(getattr(item, "originalname", ""))
+    kernel = getattr(item, "callspec", None) and item.callspec.params.get("kernel")
+    return spread is not None and bool(kernel) and kernel.name not in spread
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +58,12 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
             del os.environ["TRITON_INTERPRET"]
         else:
             os.environ["TRITON_INTERPRET"] = before
+
+
+@pytest.fixture(scope="session")
+def judge_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
+    with JudgeClient(tmp_path_factory.mktemp("evil") / "scratch", JudgeOptions(device="cuda")) as client:
+        yield client
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 A cheat names in STOPPED_BY the defence that must stop it and in EXPECT how its verdict may end ("revert": it passes,
 and is not kept). ALSO names defences that stop it as well, each alone; WITH those that must be off too before it gets
-through. BASE_OFF are off from the start: the cheat is about a wall behind them. ALONE says why a case cannot be shown.
+through. BASE_OFF are off from the start: the cheat is about a wall behind them. ALONE says why a case cannot be shown;
+DEVICE is what it runs on (a CPU, where it says nothing).
 Unless it is the reading of the source that must stop it, that reading is off: processes are the wall.
 """
 
@@ -47,6 +48,23 @@ NEIGHBOURS: Mapping[str, tuple[str, ...]] = {
     "still": ("hidden", "committed"),
     "floor": ("hidden", "all-kept", "committed"),
 }
+# What `make test` judges: at least one of each kind, by test and by name.
+_CHEATS = (
+    "lru_cache", "warm_up_lookup", "last_call_only", "computed_when_asked", "helper_process", "library_call",
+    "aware_of_the_audit", "callers_variables", "answer_forged", "makes_inputs_easy", "tensor_subclass", "half_inside",
+    "fourteen_bits", "tested_shapes_only", "encoded_source", "below_the_floor",
+)  # fmt: skip
+_HONEST = (
+    "cached_launch", "integer_atomics", "transposed_output", "padded_output", "workspace_by_shape", "suspicious_words",
+    "view_of_a_larger_result", "callable_object",
+)  # fmt: skip
+SPREAD = {
+    "test_a_cheat_is_not_kept": _CHEATS,
+    "test_without_its_defence_it_gets_through": ("warm_up_lookup", "computed_when_asked", "tested_shapes_only"),
+    "test_an_honest_kernel_passes": _HONEST,
+    "test_its_defence_stops_it_without_the_neighbours": (),
+    "test_without_its_level_of_the_sandbox_it_gets_through": (),
+}
 INCUMBENT = """
 import torch
 
@@ -81,6 +99,15 @@ class Kernel:
     def stopped_by(self) -> str:
         return str(self.constants["STOPPED_BY"])
 
+    @property
+    def device(self) -> str:
+        return str(self.constants.get("DEVICE", "cpu"))
+
+    @property
+    def scale(self) -> int:
+        """How much larger than on a CPU each dimension of its workload is."""
+        return 4 if self.device == "cuda" else 1
+
     def names(self, constant: str) -> tuple[str, ...]:
         return tuple(self.constants.get(constant, ()))
 
@@ -88,6 +115,11 @@ class Kernel:
     def compared(self) -> bool:
         """Whether it must lose a comparison, rather than fail."""
         return "revert" in self.names("EXPECT")
+
+    @property
+    def must_win(self) -> bool:
+        """Whether getting through means that it wins a comparison, rather than that it passes."""
+        return self.names("EXPECT") == ("revert",)
 
     @property
     def base_off(self) -> frozenset[str]:
@@ -126,14 +158,16 @@ def _literal(node: ast.expr) -> bool:
     return True
 
 
-def kernels(folder: str) -> list[Kernel]:
-    return [read(path) for path in sorted((HERE / folder).rglob("*.py"))]
+def kernels(folder: str, device: str = "cpu") -> list[Kernel]:
+    every = (read(path) for path in sorted((HERE / folder).rglob("*.py")))
+    return [kernel for kernel in every if kernel.device == device]
 
 
 def judged(judge: JudgeClient, kernel: Kernel, off: frozenset[str] | set[str], *, compared: bool) -> Evaluation:
     """The verdict on a file with these defences off; where that is asked for, its comparison with a plain kernel."""
     problem, backend = kernel.constants["KERNEL_TYPE"], kernel.constants["BACKEND"]
-    target = Target("evil", problem, backend, (WORKS[problem],), share=0.1, eager_us=100.0, floor_us=1.0)
+    work = dataclasses.replace(WORKS[problem], dims={k: v * kernel.scale for k, v in WORKS[problem].dims.items()})
+    target = Target("evil", problem, backend, (work,), share=0.1, eager_us=100.0, floor_us=1.0)
     incumbent = INCUMBENT.format(backend=backend) if compared else None
     return judge.evaluate(
         Assignment(target, kernel.source, incumbent=incumbent, baselines=False, disabled=frozenset(off))

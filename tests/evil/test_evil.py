@@ -14,21 +14,7 @@ from autokernel.isolation import LEVELS
 from .harness import Book, Kernel, ended, judged, kept, kernels
 
 CHEATS, HONEST = kernels("cheats"), kernels("honest")
-SPREAD = (  # at least one of each kind, quick ones
-    "lru_cache", "warm_up_lookup", "last_call_only", "computed_when_asked", "helper_process", "library_call",
-    "aware_of_the_audit", "callers_variables", "answer_forged", "makes_inputs_easy", "tensor_subclass", "half_inside",
-    "fourteen_bits", "tested_shapes_only", "encoded_source", "below_the_floor",
-)  # fmt: skip
-SHOWN = ("lru_cache", "warm_up_lookup", "computed_when_asked", "tested_shapes_only")  # with the defence off, too
-SPREAD_HONEST = (
-    "cached_launch", "integer_atomics", "transposed_output", "padded_output", "workspace_by_shape", "suspicious_words",
-    "view_of_a_larger_result", "callable_object",
-)  # fmt: skip
-
-
-def chosen(request: pytest.FixtureRequest, name: str, spread: tuple[str, ...]) -> None:
-    if not request.config.getoption("--evil-all", default=False) and name not in spread:
-        pytest.skip("only with --evil-all")
+CUDA_CHEATS = kernels("cheats", device="cuda")
 
 
 def cases(every: list[Kernel]) -> list[object]:
@@ -36,8 +22,7 @@ def cases(every: list[Kernel]) -> list[object]:
 
 
 @pytest.mark.parametrize("kernel", cases(CHEATS))
-def test_a_cheat_is_not_kept(request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel) -> None:
-    chosen(request, kernel.name, SPREAD)
+def test_a_cheat_is_not_kept(judge: JudgeClient, book: Book, kernel: Kernel) -> None:
     evaluation = judged(judge, kernel, kernel.base_off, compared=kernel.compared)
     book.stopped(kernel, evaluation)
     assert not kept(evaluation), evaluation
@@ -46,10 +31,7 @@ def test_a_cheat_is_not_kept(request: pytest.FixtureRequest, judge: JudgeClient,
 
 
 @pytest.mark.parametrize("kernel", cases([k for k in CHEATS if k.neighbours]))
-def test_its_defence_stops_it_without_the_neighbours(
-    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
-) -> None:
-    chosen(request, kernel.name, ())
+def test_its_defence_stops_it_without_the_neighbours(judge: JudgeClient, book: Book, kernel: Kernel) -> None:
     for neighbour in kernel.neighbours:
         evaluation = judged(judge, kernel, kernel.base_off | {neighbour}, compared=kernel.compared)
         assert not kept(evaluation), (neighbour, evaluation)
@@ -57,15 +39,12 @@ def test_its_defence_stops_it_without_the_neighbours(
 
 
 @pytest.mark.parametrize("kernel", cases([k for k in CHEATS if k.switchable]))
-def test_without_its_defence_it_gets_through(
-    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
-) -> None:
-    chosen(request, kernel.name, SHOWN)
+def test_without_its_defence_it_gets_through(judge: JudgeClient, book: Book, kernel: Kernel) -> None:
     if kernel.names("ALSO"):
         evaluation = judged(judge, kernel, kernel.base_off | {kernel.stopped_by}, compared=kernel.compared)
         assert not kept(evaluation), evaluation
     off = kernel.base_off | {kernel.stopped_by, *kernel.names("WITH"), *kernel.names("ALSO")}
-    evaluation = judged(judge, kernel, off, compared=kernel.compared)
+    evaluation = judged(judge, kernel, off, compared=kernel.must_win)
     assert kept(evaluation), evaluation
     assert kernel.stopped_by in evaluation.verdict.environment["disabled"]
     book.got_through(kernel)
@@ -81,23 +60,28 @@ def test_without_its_defence_it_gets_through(
     indirect=["judge_without"],
 )
 def test_without_its_level_of_the_sandbox_it_gets_through(
-    request: pytest.FixtureRequest, judge_without: JudgeClient, book: Book, kernel: Kernel
+    judge_without: JudgeClient, book: Book, kernel: Kernel
 ) -> None:
-    chosen(request, kernel.name, ())
-    evaluation = judged(judge_without, kernel, kernel.base_off, compared=kernel.compared)
+    evaluation = judged(judge_without, kernel, kernel.base_off, compared=kernel.must_win)
     assert kept(evaluation), evaluation
     book.got_through(kernel)
 
 
 @pytest.mark.parametrize("kernel", cases(HONEST))
-def test_an_honest_kernel_passes(
-    request: pytest.FixtureRequest, judge: JudgeClient, book: Book, kernel: Kernel
-) -> None:
-    chosen(request, kernel.name, SPREAD_HONEST)
+def test_an_honest_kernel_passes(judge: JudgeClient, book: Book, kernel: Kernel) -> None:
     evaluation = judged(judge, kernel, set(), compared=False)
     book.honest(kernel, evaluation)
     assert kept(evaluation), evaluation.verdict
     assert "disabled" not in evaluation.verdict.environment
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", cases(CUDA_CHEATS))
+def test_a_cheat_on_a_gpu_is_not_kept(judge_on_gpu: JudgeClient, book: Book, kernel: Kernel) -> None:
+    evaluation = judged(judge_on_gpu, kernel, kernel.base_off, compared=kernel.compared)
+    book.stopped(kernel, evaluation)
+    assert not kept(evaluation), evaluation
+    assert ended(evaluation) in kernel.names("EXPECT"), evaluation.verdict
 
 
 def test_there_are_enough_of_them_and_each_says_what_it_is() -> None:

@@ -1,9 +1,9 @@
-"""Answers are given at once from a cache, faster than memory could deliver them.
+"""Timed calls return at once, faster than memory could deliver an answer.
 
 Seen: any hole in the other walls: this one stands behind them.
 """
 
-import functools
+import sys
 
 import torch
 
@@ -11,7 +11,17 @@ KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "floor"
 EXPECT = ("IMPLAUSIBLE",)
-BASE_OFF = ("fresh",)
+BASE_OFF = ("timed",)
+
+
+def turn():
+    """The variables of the runner's timing loop when it is the caller, else None."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "time" and "message" in frame.f_locals:
+            return frame.f_locals
+        frame = frame.f_back
+    return None
 
 
 def honest(x, weight, eps):
@@ -19,6 +29,5 @@ def honest(x, weight, eps):
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-@functools.cache
 def kernel_fn(x, weight, eps=1e-6):
-    return honest(x, weight, eps)
+    return torch.empty_like(x) if turn() else honest(x, weight, eps)
