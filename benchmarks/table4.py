@@ -1,0 +1,151 @@
+"""Every starter beside everything a user could pick instead, in one run on one machine.
+
+    python benchmarks/table4.py --device cuda --decode --json table4.json --chart table4.png
+    python benchmarks/table4.py --only softmax --peer ../elsewhere/kernels
+
+Rivals: PyTorch eager, torch.compile, the best library calls (SDPA's flash and cuDNN backends, F.rms_norm and the like,
+Liger's Triton kernels where it can be imported), and with --peer any folder of kernel files that define kernel_fn.
+Ours: the starters of each backend that this device runs, as they would be extracted. Every output is checked against
+the problem's oracle before it is timed; what is wrong is not timed. Times are medians of single calls, each after the
+cache was overwritten (on CUDA: triton.testing.do_bench with return_mode="median"). The floor is the roofline of
+ceilings measured in the same run. Each case has a process of its own (contenders.py); a contender that kills it is
+marked, and skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contenders import CPU_CASES, CUDA_CASES, DECODE_CASES, OURS, Case, options_of
+
+from autokernel import hardware, registry
+
+WORKER = Path(__file__).with_name("contenders.py")
+CASE_S = 600.0
+
+
+def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every contender's time; a worker that dies is started again without the contender that killed it."""
+    found: list[dict[str, Any]] = []
+    while True:
+        command = [sys.executable, str(WORKER), "--device", options.device, "--dtype", options.dtype]
+        command += ["--compile-mode", options.compile_mode]
+        for peer in options.peer:
+            command += ["--peer", str(peer)]
+        request = json.dumps({"case": dataclasses.asdict(case), "skip": [each["name"] for each in found]})
+        begun = None
+        try:
+            done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=CASE_S, check=False)
+            out, code, tail = done.stdout, done.returncode, done.stderr.strip().splitlines()[-1:]
+        except subprocess.TimeoutExpired as late:
+            out, code, tail = (late.stdout or b"").decode() if isinstance(late.stdout, bytes) else "", -1, ["too long"]
+        for line in out.splitlines():
+            said = json.loads(line)
+            begun = said.get("begin")
+            if "name" in said:
+                found.append(said)
+        if code == 0:
+            return found
+        if begun is None:
+            return [*found, {"name": "-", "failed": f"the case could not be set up: {' '.join(tail)}"}]
+        found.append({"name": begun, "failed": f"its process ended with {code}: {' '.join(tail)}"})
+
+
+def line(case: Case, found: Sequence[dict[str, Any]], floor_us: float) -> dict[str, Any]:
+    """One row: times by contender, the best rival, our best, and their ratio."""
+    times = {each["name"]: each["us"] for each in found if "us" in each}
+    ours = {name: t for name, t in times.items() if name in OURS}
+    rivals = {name: t for name, t in times.items() if name not in OURS and not name.startswith("peer")}
+    row: dict[str, Any] = {"case": case.name, "problem": case.problem, "times_us": times, "floor_us": floor_us}
+    row["failed"] = {each["name"]: each["failed"] for each in found if "failed" in each}
+    if ours and rivals:
+        row["best_rival"], row["ours"] = min(rivals, key=rivals.__getitem__), min(ours, key=ours.__getitem__)
+        row["ratio"] = rivals[row["best_rival"]] / ours[row["ours"]]
+        row["of_floor"] = floor_us / ours[row["ours"]]
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    names = list(dict.fromkeys(name for row in rows for name in row["times_us"]))
+    head = ["case", *names, "floor", "best rival / ours", "of floor"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [f"{row['times_us'][n]:.1f}" if n in row["times_us"] else "–" for n in names]
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else "–"
+        share = f"{row['of_floor']:.2f}" if "of_floor" in row else "–"
+        lines.append("| " + " | ".join([row["case"], *cells, f"{row['floor_us']:.1f}", ratio, share]) + " |")
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    if ratios:
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        lines.append(f"\ngeometric mean of best rival / ours over {len(ratios)} cases: {mean:.3f}; times in us")
+    for row in rows:
+        lines += [f"- {row['case']}, {name}: {why}" for name, why in row["failed"].items()]
+    return "\n".join(lines)
+
+
+def chart(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Speed relative to the best rival (1 = as fast), a bar for each of ours."""
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in rows if "ratio" in row]
+    backends = [b for b in OURS if any(b in row["times_us"] for row in shown)]
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.34 * len(shown)))
+    height = 0.8 / max(len(backends), 1)
+    for index, backend in enumerate(backends):
+        values = [row["times_us"][row["best_rival"]] / row["times_us"].get(backend, math.inf) for row in shown]
+        axes.barh(
+            [i + (index - (len(backends) - 1) / 2) * height for i in range(len(shown))], values, height, label=backend
+        )
+    axes.set_yticks(range(len(shown)), [row["case"] for row in shown])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel("speed relative to the best of eager, torch.compile and libraries (right of 1 is faster)")
+    axes.set_title(title)
+    axes.invert_yaxis()
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = options_of(
+        argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    )
+    parser.add_argument("--only", action="append", default=[], help="cases whose name contains this; repeatable")
+    parser.add_argument("--decode", action="store_true", help="also cases of 1 to 64 rows")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--chart", type=Path)
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("fp32" if options.device == "cpu" else "fp16")
+    known = CPU_CASES if options.device == "cpu" else [*CUDA_CASES, *(DECODE_CASES if options.decode else ())]
+    cases = [case for case in known if not options.only or any(word in case.name for word in options.only)]
+    if not cases:
+        parser.error(f"no case contains {options.only}; there are: {', '.join(case.name for case in known)}")
+    ceilings = hardware.measure(options.device, refresh=True)
+    rows = []
+    for case in cases:
+        workload = case.workload(options.dtype)
+        problem = registry.load("problems", case.problem)
+        floor_us = ceilings.floor_us(problem.flops(workload), problem.bytes(workload), workload.dtype)
+        rows.append(line(case, measure(case, options), floor_us))
+        print(f"{case.name}: {rows[-1].get('ratio', float('nan')):.2f}", file=sys.stderr, flush=True)
+        if options.json:  # after every case: a run that is cut short is a shorter table
+            data = {"machine": ceilings.to_json(), "device": options.device, "dtype": options.dtype, "rows": rows}
+            options.json.write_text(json.dumps({**data, "time": time.strftime("%Y-%m-%d")}, indent=1))
+    print(table(rows))
+    if options.chart:
+        chart(rows, options.chart, f"{ceilings.name}, {options.dtype}, {time.strftime('%Y-%m-%d')}")
+
+
+if __name__ == "__main__":
+    main()
