@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from autokernel.evaluate import landlock, sandbox, watch
+from autokernel.evaluate.freezer import descendants
 from autokernel.evaluate.protocol import Channel, PeerGone
 from autokernel.isolation import Limits
 
+END_S = 5.0
 Serve = Callable[[Channel, str, Path], None]
 
 
@@ -77,7 +79,7 @@ def main() -> None:
             control.send({"pid": pid}, [here])
             os.close(here)
         else:
-            control.send({"status": reap(message["pid"], message["grace_s"], limits)})
+            control.send({"status": reap(message["pid"], message["grace_s"], limits, namespaced=namespaced)})
 
 
 def move_in(control: Channel) -> None:
@@ -128,7 +130,7 @@ def spawn(message: Mapping[str, Any], fds: list[int], house: House, control: Cha
     return pid
 
 
-def reap(pid: int, grace_s: float, limits: Limits) -> str:
+def reap(pid: int, grace_s: float, limits: Limits, *, namespaced: bool) -> str:
     """End a reaper, and with it its runner: how the runner ended within the grace, or "killed" if it did not."""
     deadline = time.monotonic() + grace_s
     while True:
@@ -137,6 +139,8 @@ def reap(pid: int, grace_s: float, limits: Limits) -> str:
             break
         time.sleep(0.005)
     if not ended:
+        if not namespaced:  # with a namespace, the end of its first process is the end of all
+            end_descendants(pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -158,6 +162,7 @@ def reaper(message: Mapping[str, Any], fds: list[int], namespaced: bool, house: 
     """First process of the runner's namespace: start the runner, watch it, end with everything that is left."""
     sandbox.die_with_parent()
     os.setsid()
+    sandbox.adopt_orphans()
     scratch, cache = Path(message["scratch"]), Path(message["cache"])
     confined, off = message["confine"], frozenset(message["off"])
     own_proc = namespaced and "proc" not in off and sandbox.own_proc()
@@ -186,9 +191,24 @@ def reaper(message: Mapping[str, Any], fds: list[int], namespaced: bool, house: 
     guard = watch.Watch(scratch, cache, log_fd, house.limits, sees_processes=own_proc) if watched else None
     code = wait(pid, guard)
     if not namespaced:
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
+        end_descendants(os.getpid())
     os._exit(code)
+
+
+def end_descendants(pid: int) -> None:
+    """Where there is no namespace to end: kill whatever lives below a process, daemons included, because the reaper
+    adopts them. A fork bomb can outrun this for a while, not for ever: its forks are killed faster than they are made
+    once most of them are gone.
+    """
+    deadline = time.monotonic() + END_S
+    while (found := list(descendants(pid))) and time.monotonic() < deadline:
+        for each in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while pid == os.getpid() and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.002)
 
 
 def wait(pid: int, guard: watch.Watch | None) -> int:

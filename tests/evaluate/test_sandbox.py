@@ -5,14 +5,17 @@ The probes run in real runners, at import, as a candidate's own lines would.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autokernel import isolation
@@ -22,6 +25,7 @@ from autokernel.isolation import LEVELS, Limits
 from autokernel.types import AutokernelError, Status
 
 from .conftest import HONEST, target, torch_source
+from .fault_sources import DAEMONS, SPIN, load
 
 SMALL = Limits(
     memory_bytes=2 << 30,
@@ -233,6 +237,28 @@ def test_a_level_that_is_required_and_missing_is_an_error_before_anything_is_jud
     with pytest.raises(AutokernelError, match=r"'net' was required.*user namespaces"):
         JudgeClient(tmp_path / "scratch", options)
     assert not (tmp_path / "scratch").exists()
+
+
+def test_daemons_end_also_where_there_is_no_namespace(open_nursery: Nursery) -> None:
+    """Forked twice in sessions of their own, deaf to signals: the reaper adopts them, and they end with it."""
+
+    def alive() -> list[str]:
+        """Where runners, and what they started, stand: in their scratch folders, removed or not."""
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/cwd"))
+        return [folder for folder in found if folder.startswith(str(open_nursery._folder))]
+
+    for end in ("raise ValueError", "os._exit(0)", "os.abort()", SPIN):
+        handle = open_nursery.spawn(open_nursery._folder / "cache" / "of-a-test", {})
+        with pytest.raises(RunnerFailed):
+            handle.ask("load", {"source": load(DAEMONS + end), "threads": 1}, deadline_s=3)
+        handle.close()
+        deadline = time.monotonic() + 5
+        while (left := alive()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left, end
 
 
 def test_levels_are_named_parsed_and_told() -> None:
