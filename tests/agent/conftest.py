@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from autokernel.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -39,3 +42,17 @@ def project(tmp_path: Path) -> Path:
     (folder / "fast.c").write_text(KERNEL)
     (folder / "bench.sh").write_text(BENCH)
     return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """As ``autokernel``, but in this process: for what only looks or refuses."""
+
+    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        done = CliRunner().invoke(main, list(arguments))
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    return run

@@ -43,18 +43,18 @@ def kernel_fn(x):
         ({"k.py": SOFTMAX, "r.py": "x = 1\n"}, ("--kernel", "k.py", "--reference", "r.py"), "make_inputs(n=1024"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_made_is_one_line_and_leaves_nothing(project, autokernel, files, arguments, line):
+def test_what_cannot_be_made_is_one_line_and_leaves_nothing(project, quick, files, arguments, line):
     for name, text in files.items():
         (project / name).write_text(text)
     before = sorted(project.rglob("*"))
-    one_line(autokernel("init", "agent", *arguments, cwd=project), line)
+    one_line(quick("init", "agent", *arguments, cwd=project), line)
     assert sorted(project.rglob("*")) == before
 
 
-def test_a_folder_that_is_there_is_refused_and_left_alone(project, autokernel):
+def test_a_folder_that_is_there_is_refused_and_left_alone(project, quick):
     (project / "agent").mkdir()
     (project / "agent" / "mine.txt").write_text("mine")
-    one_line(autokernel("init", "agent", "--kernel", "fast.c", *BENCH, cwd=project), "expected to be new or empty")
+    one_line(quick("init", "agent", "--kernel", "fast.c", *BENCH, cwd=project), "expected to be new or empty")
     assert (project / "agent" / "mine.txt").read_text() == "mine"
 
 

@@ -34,7 +34,7 @@ def tried(autokernel, place: Path, text: str, message: str) -> dict:
     return answer
 
 
-def test_five_tries_of_a_scripted_agent(place, autokernel):
+def test_five_tries_of_a_scripted_agent(place, autokernel, quick):
     for name in ("TASK.md", "program.md", "BRIEF.md", "ITERATIONS.md", "HINTS.md", "context/bench.sh"):
         assert (place / name).is_file(), name
     kernel = place / "kernels" / "fast.c"
@@ -82,52 +82,52 @@ def test_five_tries_of_a_scripted_agent(place, autokernel):
     assert "| 2 | tier 1: a smaller \\| block | +1 −1 lines | +33.3 % faster" in text
     assert "2,000.00 us; since experiment 6; 5 tried, 2 kept." in (place / "TASK.md").read_text()
 
-    look(place, autokernel)
+    look(place, quick)
 
 
-def look(place: Path, autokernel) -> None:
+def look(place: Path, quick) -> None:
     """The commands that only look, from a folder inside of the run."""
     inside = place / "kernels"
-    status = json.loads(autokernel("status", "--json", cwd=inside).stdout)
+    status = json.loads(quick("status", "--json", cwd=inside).stdout)
     assert status["experiments"] == 6 and status["targets"][0]["champion"] == 6
     assert status["targets"][0]["edited"] is False
     (place / "kernels" / "fast.c").write_text("// cost: 1.9\n")
-    assert "kernels/fast.c is edited and not judged" in autokernel("status", cwd=inside).stdout
-    listed = autokernel("history", "--last", "2", cwd=inside).stdout.splitlines()
+    assert "kernels/fast.c is edited and not judged" in quick("status", cwd=inside).stdout
+    listed = quick("history", "--last", "2", cwd=inside).stdout.splitlines()
     assert len(listed) == 3 and "tier 3: better" in listed[-1] and "1.500x" in listed[-1]
-    shown = autokernel("show", "3", cwd=inside).stdout
+    shown = quick("show", "3", cwd=inside).stdout
     assert "revert: SMOKE at smoke" in shown and "| wrong by 3" in shown
-    change = autokernel("diff", "6", cwd=inside).stdout.splitlines()
+    change = quick("diff", "6", cwd=inside).stdout.splitlines()
     assert change[-2:] == ["-// cost: 3", "+// cost: 2"]
-    one_line(autokernel("show", "99", cwd=inside), "1 to 6", "no 99")
-    assert autokernel("hint", "try", "split-K", cwd=inside).returncode == 0
+    one_line(quick("show", "99", cwd=inside), "1 to 6", "no 99")
+    assert quick("hint", "try", "split-K", cwd=inside).returncode == 0
     assert (place / "HINTS.md").read_text() == "- try split-K\n"
-    assert "6 experiments, 2 kept" in autokernel("report", cwd=place).stdout
+    assert "6 experiments, 2 kept" in quick("report", cwd=place).stdout
 
 
-def test_what_cannot_be_tried_is_one_line_and_costs_no_experiment(place, project, autokernel):
+def test_what_cannot_be_tried_is_one_line_and_costs_no_experiment(place, project, quick):
     kernel = place / "kernels" / "fast.c"
-    one_line(autokernel("try", "-m", "nothing", cwd=place), "an edit of kernels/fast.c was expected", "nothing was")
+    one_line(quick("try", "-m", "nothing", cwd=place), "an edit of kernels/fast.c was expected", "nothing was")
     kernel.write_text("// cost: 3\n")
-    one_line(autokernel("try", "-m", "  ", cwd=place), "a hypothesis was expected")
+    one_line(quick("try", "-m", "  ", cwd=place), "a hypothesis was expected")
     bench = place / "context" / "bench.sh"
     bench.write_text("echo metric: 1\n")
-    one_line(autokernel("try", "-m", "x", cwd=place), "context/bench.sh was, too", "checkout -- context/bench.sh")
+    one_line(quick("try", "-m", "x", cwd=place), "context/bench.sh was, too", "checkout -- context/bench.sh")
     git.Repo(place).git.checkout("--", "context/bench.sh")
     (place / "context" / "sitecustomize.py").write_text("")
-    one_line(autokernel("try", "-m", "x", cwd=place), "context/sitecustomize.py is new there")
+    one_line(quick("try", "-m", "x", cwd=place), "context/sitecustomize.py is new there")
     (place / "context" / "sitecustomize.py").unlink()
     kernel.write_bytes(b"\xff")
-    one_line(autokernel("try", "-m", "x", cwd=place), "UTF-8 text was expected")
+    one_line(quick("try", "-m", "x", cwd=place), "UTF-8 text was expected")
     kernel.write_text(KERNEL)
-    one_line(autokernel("try", "-m", "as it was", cwd=place), "nothing was edited")
-    one_line(autokernel("try", "-m", "x", cwd=project.parent), "was expected to be the folder of a run")
-    one_line(autokernel("try", "-m", "x", "--run", ".", cwd=project), "the folder of a run was expected")
-    one_line(autokernel("try", cwd=place), "--message")
+    one_line(quick("try", "-m", "as it was", cwd=place), "nothing was edited")
+    one_line(quick("try", "-m", "x", cwd=project.parent), "was expected to be the folder of a run")
+    one_line(quick("try", "-m", "x", "--run", ".", cwd=project), "the folder of a run was expected")
+    one_line(quick("try", cwd=place), "--message")
     assert len(history.read(place)) == 1
-    assert tried(autokernel, place, "// cost: 5\n", "slower")["decision"] == "revert"
+    assert tried(quick, place, "// cost: 5\n", "slower")["decision"] == "revert"
     kernel.write_text("// cost: 5\n")
-    one_line(autokernel("try", "-m", "again", cwd=place), "judged before: experiment 2", "put back")
+    one_line(quick("try", "-m", "again", cwd=place), "judged before: experiment 2", "put back")
     assert kernel.read_text() == KERNEL and len(history.read(place)) == 2
 
 
