@@ -37,7 +37,7 @@ TURN_S = 8e-3  # a turn lasts about this long, at least one call
 CALIBRATION_CALLS = 4
 GROWTH = 1.5  # sets are laid out anew only when this much more of them are wanted
 CHECKED_TURNS = 0.2  # share of the turns of which outputs are checked
-CHECK_S, RECHECK_S = 0.04, 0.3  # for so long, at least two of them; and at the end of a verdict
+CHECK_S, RECHECK_S = 0.04, 0.3  # for so long, at least two of them; and at its end, all workloads together
 SETTLE_S = 2e-3  # before a turn: idle threads of whoever ran last fall asleep
 TURN_LIMIT_S = 60.0
 DISTURBED_SHARE = 0.05  # a turn that waited for a processor for more than this share of its time is disturbed
@@ -146,7 +146,7 @@ class Bench:
     def turn_and_check_all(self, side: Side) -> None:
         """One more turn of every workload, its outputs checked. Raises Failed."""
         for index in range(len(self.rotations)):
-            self.check(side, index, self._turn(side, index), RECHECK_S)
+            self.check(side, index, self._turn(side, index), max(CHECK_S, RECHECK_S / len(self.rotations)))
 
     def warm_up(self, side: Side) -> None:
         """A turn of every workload that counts for nothing. Raises Failed."""

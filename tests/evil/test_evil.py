@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autokernel.evaluate.client import JudgeClient
-from autokernel.evaluate.defences import DEFENCES
+from autokernel.evaluate.defences import DEFENCES, SWITCHABLE
 from autokernel.isolation import LEVELS
+from autokernel.types import AutokernelError
 
 from .harness import Book, Kernel, ended, judged, kept, kernels
 
+ROOT = Path(__file__).parents[2]
 CHEATS, HONEST = kernels("cheats"), kernels("honest")
 CUDA_CHEATS = kernels("cheats", device="cuda")
 
@@ -94,6 +98,14 @@ def test_there_are_enough_of_them_and_each_says_what_it_is() -> None:
 
 
 def test_every_switchable_defence_stops_a_cheat_that_gets_through_without_it() -> None:
-    from autokernel.evaluate.defences import SWITCHABLE
-
     assert {k.stopped_by for k in CHEATS if k.switchable} == SWITCHABLE
+
+
+def test_the_document_names_every_defence() -> None:
+    text = (ROOT / "docs" / "judge.md").read_text()
+    assert [name for name, told in DEFENCES.items() if f"| {name} | {told} |" not in text] == []
+
+
+def test_only_a_defence_can_be_switched_off(judge: JudgeClient) -> None:
+    with pytest.raises(AutokernelError, match="known are all-kept"):
+        judged(judge, HONEST[0], {"everything"}, compared=False)
