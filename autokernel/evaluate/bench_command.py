@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from autokernel import isolation
 from autokernel.evaluate.bench_metric import BenchCommand, RunFailed, metric_us, read
 from autokernel.evaluate.client import Assignment, Evaluation, JudgeClient, JudgeFailed, JudgeOptions, OnEvent
 from autokernel.evaluate.decision import FIRST_LOOK, LAST_LOOK, Block, confirm, interval, middle, percent, screen
@@ -78,7 +79,9 @@ class BenchJudge:
         remove_tree(self._scratch)
 
     def evaluate(self, assignment: Assignment, on_event: OnEvent = lambda _: None) -> Evaluation:
-        """Raises JudgeFailed where the version that stands fails, AutokernelError where the JSON file is none."""
+        """Raises JudgeFailed where the version that stands fails, AutokernelError where the JSON file is none or a level
+        of isolation is required that a bench command does not reach (``reads``: what it reads, its owner knows).
+        """
         started = time.perf_counter()
         bench = read(Path(assignment.target.problem))
         stage, seconds = "smoke", dict[str, float]()
@@ -95,6 +98,10 @@ class BenchJudge:
 
         try:
             new = self._side("new", assignment.target, assignment.source)
+            if self.options.require and not self._levels:
+                with contextlib.suppress(RunFailed):  # a run of nothing tells which levels there are
+                    self._run(BenchCommand("true"), new)
+                isolation.demand(self.options.require, self._levels)
             at("smoke")
             self._run(bench, new)
             new.samples_us.clear()  # the first run may have built things

@@ -128,3 +128,18 @@ def test_better_is_kept_and_equal_is_not(tmp_path):
 def test_a_version_that_stands_and_fails_is_no_verdict_on_the_candidate(tmp_path):
     with pytest.raises(JudgeFailed, match="the version that stands"):
         judged(tmp_path, 'sh "$KERNEL"', "echo metric: 2", incumbent="exit 1")
+
+
+def test_a_level_that_is_required_is_asked_for_before_the_candidate_runs(tmp_path):
+    ran = tmp_path / "context" / "ran"
+    target = Target("k", str(tmp_path / "context" / "k.json"), "any", (), 1.0, 0.0, 0.0, ".sh")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context" / "k.json").write_text(json.dumps({"command": f'touch {ran}; sh "$KERNEL"'}))
+    options = JudgeOptions(require=frozenset({"reads"}))
+    with (
+        BenchJudge(tmp_path / "scratch", options) as judge,
+        pytest.raises(AutokernelError, match="'reads' was required"),
+    ):
+        judge.evaluate(Assignment(target, "echo metric: 1"))
+    with BenchJudge(tmp_path / "scratch", JudgeOptions(require=frozenset({"env"}))) as judge:
+        assert judge.evaluate(Assignment(target, "echo metric: 1")).verdict.status is Status.PASS
