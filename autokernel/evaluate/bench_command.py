@@ -79,8 +79,8 @@ class BenchJudge:
         remove_tree(self._scratch)
 
     def evaluate(self, assignment: Assignment, on_event: OnEvent = lambda _: None) -> Evaluation:
-        """Raises JudgeFailed where the version that stands fails, AutokernelError where the JSON file is none or a level
-        of isolation is required that a bench command does not reach (``reads``: what it reads, its owner knows).
+        """Raises JudgeFailed where the version that stands fails, AutokernelError where the JSON file is none, or a
+        level of isolation is required that a bench command does not reach (``reads``: what it reads, its owner knows).
         """
         started = time.perf_counter()
         bench = read(Path(assignment.target.problem))

@@ -131,15 +131,17 @@ def test_a_version_that_stands_and_fails_is_no_verdict_on_the_candidate(tmp_path
 
 
 def test_a_level_that_is_required_is_asked_for_before_the_candidate_runs(tmp_path):
-    ran = tmp_path / "context" / "ran"
-    target = Target("k", str(tmp_path / "context" / "k.json"), "any", (), 1.0, 0.0, 0.0, ".sh")
-    (tmp_path / "context").mkdir()
-    (tmp_path / "context" / "k.json").write_text(json.dumps({"command": f'touch {ran}; sh "$KERNEL"'}))
-    options = JudgeOptions(require=frozenset({"reads"}))
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "k.json").write_text(json.dumps({"command": 'sh "$KERNEL"'}))
+    assignment = Assignment(Target("k", str(context / "k.json"), "any", (), 1.0, 0.0, 0.0, ".sh"), "echo metric: 1")
+    stages: list = []
     with (
-        BenchJudge(tmp_path / "scratch", options) as judge,
+        BenchJudge(tmp_path / "scratch", JudgeOptions(require=frozenset({"reads"}))) as judge,
         pytest.raises(AutokernelError, match="'reads' was required"),
     ):
-        judge.evaluate(Assignment(target, "echo metric: 1"))
+        judge.evaluate(assignment, stages.append)
+    assert stages == []
     with BenchJudge(tmp_path / "scratch", JudgeOptions(require=frozenset({"env"}))) as judge:
-        assert judge.evaluate(Assignment(target, "echo metric: 1")).verdict.status is Status.PASS
+        assert judge.evaluate(assignment, stages.append).verdict.status is Status.PASS
+    assert stages
