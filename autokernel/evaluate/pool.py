@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,54 @@ class RunnerFailed(Exception):
         self.kind = kind
         self.reason = reason
         self.log_tail = log_tail
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _wholes(value: object) -> bool:
+    return isinstance(value, list) and all(map(_whole, value))
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+ANSWER: Mapping[str, Callable[[object], bool]] = {  # all that a runner may say, and in which form
+    "ok": lambda value: isinstance(value, bool),
+    "levels": lambda value: isinstance(value, dict),
+    "message": _text,
+    "traceback": _text,
+    "ops": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "claim_ns": _whole,
+    "at": _wholes,
+    "shape": _wholes,
+    "stride": _wholes,
+    "dtype": _text,
+    "device": _text,
+}
+
+
+def checked(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer, when every field is one of ANSWER and of its form: what reads it need not think of a forged one.
+    Raises PeerNonsense.
+    """
+    for name, value in answer.items():
+        if name not in ANSWER or not ANSWER[name](value):
+            raise PeerNonsense(f"an answer holds {name[:40]!r} in a form that no runner writes")
+    return {name: _plain_inside(value) for name, value in answer.items()}
+
+
+def _plain_inside(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    return list(map(_plain_inside, value)) if isinstance(value, list) and value and isinstance(value[0], str) else value
+
+
+def plain(text: str) -> str:
+    """What an untrusted process wrote, without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
 class Handle:
@@ -64,7 +112,7 @@ class Handle:
     def wait(self, op: str, deadline_s: float) -> dict[str, Any]:
         """The answer to the request that was posted. Raises RunnerFailed."""
         try:
-            answer, _ = self._channel.receive(deadline_s)
+            answer = checked(self._channel.receive(deadline_s)[0])
         except PeerLate:
             tail = self.log_tail()
             self.close()
@@ -81,8 +129,9 @@ class Handle:
                 "died", f"the result channel was forged or broken during '{op}': {error}", tail
             ) from None
         if answer.get("ok") is not True:
-            told = str(answer.get("message", "no reason given"))[:500]
-            raise RunnerFailed("refused", told, str(answer.get("traceback", ""))[-LOG_TAIL_BYTES:] or self.log_tail())
+            told = " ".join(answer.get("message", "no reason given").split())[:500]
+            tail = answer.get("traceback", "")[-LOG_TAIL_BYTES:]
+            raise RunnerFailed("refused", told, tail or self.log_tail())
         return answer
 
     def waited_ns(self) -> int:
@@ -100,7 +149,7 @@ class Handle:
         if self.closed:
             return ""
         size = os.fstat(self._log_fd).st_size
-        return os.pread(self._log_fd, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace")
+        return plain(os.pread(self._log_fd, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES)).decode(errors="replace"))
 
     def close(self, grace_s: float = 0.0) -> str:
         """End the runner and all it started, remove its scratch folder; say how it had ended. Idempotent.

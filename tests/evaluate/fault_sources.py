@@ -116,6 +116,15 @@ CONVERSATION: Mapping[str, Fault] = {
         Status.CRASH,
         "forged",
     ),
+    "forges an answer of another form": (
+        call("""
+        body = b'{"ok": true, "ops": 7, "shape": "x", "at": [1e999]}'
+        os.write(3, len(body).to_bytes(4, 'big') + body)
+        time.sleep(9)"""),
+        Status.CRASH,
+        "in a form that no runner writes",
+    ),
+    "steers the terminal": (call("raise ValueError('\\x1b[2J\\x07\\r\\x9b31mno')"), Status.SMOKE, "ValueError:"),
     "closes the channel": (call("os.close(3)"), Status.CRASH, "ended"),
     "closes every descriptor": (call("os.closerange(0, 4096)"), Status.CRASH, "ended"),
     "closes its output pipes": (

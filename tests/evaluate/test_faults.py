@@ -83,7 +83,8 @@ def test_a_fault_is_one_typed_verdict_and_leaves_nothing(strict: JudgeClient, na
     verdict = judged(strict, source)
     assert verdict.status is status, verdict
     assert told in verdict.reason, verdict
-    assert "\n" not in verdict.reason
+    assert verdict.reason.isprintable()
+    assert verdict.log_tail.replace("\n", "").replace("\t", "").isprintable()
     assert len(verdict.reason) < 800
     assert len(verdict.log_tail) <= 8000
     assert verdict.measurements is None
