@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tvm_ffi.cpp
 
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HEADER, HOPPER = (Path(__file__).with_name(name) for name in ("cuda_on_cpu.h", "hopper_on_cpu.h"))
 FLAGS = (
     "-O1 -g0 -fno-gnu-unique -fvisibility=hidden -U_FORTIFY_SOURCE -Wno-unknown-pragmas -Wno-attributes "
     "-ffp-contract=off -include"
@@ -26,14 +26,17 @@ LAUNCH = re.compile(r"(\b\w+(?:<[^;<>]*>)?)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w+) (\w+)\[\];")
 PTX_FUNCTION = re.compile(
     r"^(?:template <[^\n{]*>\s)?__device__ inline [^\n;{]*\{[^\n}]*\n"  # the first line
-    r"(?:(?!^\}).*\n)*?\s+asm volatile\(\"\w(?:.*\n)*?^\}\n",  # an instruction among the others; the last
+    r"(?:(?!^\}).*\n)*?\s+asm volatile\(\"[\w{](?:.*\n)*?^\}\n",  # an instruction among the others; the last
     re.MULTILINE,
 )
+
+INSTRUCTION = re.compile(r"asm volatile\(\"(?:setmaxnreg|fence)[^)]*\);")  # without an effect that the emulation has
 
 
 def as_cpp(cuda: str) -> str:
     """The C++ that a CUDA source becomes."""
-    cpp = PTX_FUNCTION.sub("", cuda)
+    cpp = INSTRUCTION.sub(";", PTX_FUNCTION.sub("", cuda))
+    cpp = cpp.replace('"+f"(', '"+m"(')  # an empty statement that only holds accesses in place
     cpp = DYNAMIC_SHARED.sub(r"\1* \2 = static_cast<\1*>(emulated::dynamic_shared());", cpp)
     return LAUNCH.sub(r"emulated::launch([=] { \1(\3); }, \2);", cpp)
 
@@ -49,7 +52,7 @@ def built(source: str, include: Path) -> SimpleNamespace:
             f"{name}_on_cpu",
             cpp_sources=as_cpp(cuda_sources),
             functions=functions,
-            extra_cflags=[*FLAGS, str(HEADER), *defines],
+            extra_cflags=[*FLAGS, str(HOPPER if "<cuda.h>" in cuda_sources else HEADER), *defines],
             extra_include_paths=[str(include)],
         )
 

@@ -1,8 +1,8 @@
 """Every CUDA starter of kernels/cuda: compiled by nvcc without a spill, its arithmetic held to the judge on the CPU.
 
-No GPU is needed. A starter that every GPU can run goes through the judge's cases in an emulation (cuda_on_cpu.h); one
-of kernels/cuda/<arch> is compiled only. By default few are compiled, for one architecture, and each runs in one or two
-dtypes: half a minute. AUTOKERNEL_CUDA_STARTERS=all compiles all for all and runs every dtype and the tunables' ends.
+No GPU is needed: starters go through the judge's cases in an emulation (cuda_on_cpu.h, hopper_on_cpu.h). By default
+few are compiled, for one architecture, and most run in one dtype: half a minute. AUTOKERNEL_CUDA_STARTERS=all compiles
+all for all architectures, and runs every dtype, and the tunables' other ends.
 """
 
 from __future__ import annotations
@@ -46,16 +46,19 @@ LONG: dict[str, Sequence[Dims]] = {  # rows that no registers hold, columns that
     "rmsnorm": ({"R": 2, "C": 40001},),
     "cross_entropy": ({"R": 1, "V": 50257},),
     "reduce": ({"R": 2, "C": 70001}, {"R": 7001, "C": 70}, {"R": 300, "C": 3001}),
+    "matmul": ({"M": 130, "K": 70, "N": 900},),
 }
-# (starter, architecture) that are compiled by default, and (starter, dtype) that run by default
-COMPILED = {("matmul", "80"), ("sm90/matmul", "90a")}
-RUN = {"fp16": {p.stem for p in PORTABLE}, "fp32": {"softmax"}, "bf16": {"layernorm"}}
-
-pytestmark = pytest.mark.skipif(cuda._nvcc() is None, reason="no nvcc")
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(FOLDER).with_suffix(""))
+
+
+# (starter, architecture) that are compiled by default, and (starter, dtype) that run by default
+COMPILED = {("matmul", "80"), ("sm90/matmul", "90a")}
+RUN = {"fp16": {p.stem for p in PORTABLE} | {"sm90/matmul"}, "fp32": {"softmax"}, "bf16": {"layernorm"}}
+
+pytestmark = pytest.mark.skipif(cuda._nvcc() is None, reason="no nvcc")
 
 
 def toolkit_headers() -> Path:
@@ -64,7 +67,7 @@ def toolkit_headers() -> Path:
     return nvcc.parent.parent / "include"
 
 
-@pytest.fixture(params=PORTABLE, ids=lambda path: path.stem)
+@pytest.fixture(params=[*PORTABLE, *HOPPER], ids=name_of)
 def path(request: pytest.FixtureRequest) -> Path:
     chosen: Path = request.param
     return chosen
@@ -191,7 +194,7 @@ def small(dims: Dims) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_judges_cases_on_the_cpu(path: Path, dtype: DType) -> None:
     """Shapes, edges, held-out shapes, adversarial inputs, scalars, strides, and three equal runs."""
-    if not ALL and path.stem not in RUN[dtype]:
+    if not ALL and name_of(path) not in RUN[dtype]:
         pytest.skip("runs when AUTOKERNEL_CUDA_STARTERS=all")
     problem: Problem = registry.load("problems", path.stem)
     kernel, rng = kernel_of(path.read_text()), random.Random(5)
@@ -209,6 +212,15 @@ def test_the_judges_cases_on_the_cpu(path: Path, dtype: DType) -> None:
     tensors = problem.make_inputs(middle(problem), dtype, generator())
     first, *others = (kernel(*tensors).contiguous().view(-1).view(torch.uint8) for _ in range(3))
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("path", [p for p in (*PORTABLE, *HOPPER) if p.stem == "matmul"], ids=name_of)
+def test_large_tiles_of_a_transposed_weight(path: Path) -> None:
+    """The sweep's transposed matrices are small: here are several whole tiles, in B's other layout."""
+    problem: Problem = registry.load("problems", "matmul")
+    kernel = kernel_of(path.read_text())
+    a, b = problem.make_inputs({"M": 260, "K": 200, "N": 600}, "fp16", generator())
+    check(problem, kernel, (a, b.t().contiguous().t()), "fp16", {}, "transposed", statistical=True)
 
 
 def test_a_target_beyond_the_classes_is_no_number() -> None:
