@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -120,8 +120,12 @@ def _fds(process: psutil.Process) -> int:
         return 0
 
 
-def endure(count: int, every: int, seed: int = 1, warm_up: int = 13) -> tuple[list[dict[str, int]], list[str]]:
-    """Rows (the first after ``warm_up`` candidates, one of each kind) and what was not as expected."""
+def endure(
+    count: int, every: int, seed: int = 1, warm_up: int = 13, on_row: Callable[[dict[str, int]], None] = lambda _: None
+) -> tuple[list[dict[str, int]], list[str]]:
+    """Rows (the first after ``warm_up`` candidates, one of each kind), each told as it comes, and what was not as
+    expected.
+    """
     wrong: list[str] = []
     rows: list[dict[str, int]] = []
     with tempfile.TemporaryDirectory(prefix="autokernel-endurance-") as folder:
@@ -136,9 +140,9 @@ def endure(count: int, every: int, seed: int = 1, warm_up: int = 13) -> tuple[li
                     wrong.append(f"{number} {kind}: {verdict.status.value} at {verdict.stage}: {verdict.reason}")
                 done = number + 1 - warm_up
                 if done >= 0 and (done % every == 0 or done == count):
-                    rows.append(
-                        {"candidates": done, "seconds": round(time.monotonic() - started), **weigh(judge, scratch)}
-                    )
+                    seconds = round(time.monotonic() - started)
+                    rows.append({"candidates": done, "seconds": seconds, **weigh(judge, scratch)})
+                    on_row(rows[-1])
             if judge.pid != first:
                 wrong.append("the judge had to be replaced")
     return rows, wrong
@@ -156,17 +160,20 @@ def growth(rows: Sequence[Mapping[str, int]]) -> list[str]:
     return grown
 
 
+def tell(row: Mapping[str, int]) -> None:
+    """One line of a markdown table; the first brings its head."""
+    if row["candidates"] == 0:
+        print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
+    print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows, wrong = endure(options.count, options.every)
-    names = list(rows[0])
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
-    for row in rows:
-        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+    rows, wrong = endure(options.count, options.every, on_row=tell)
     grown = growth(rows)
     for line in (*wrong, *grown):
         print(line)

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from autokernel import cli
 from autokernel.commands import _common
 from autokernel.commands._verdict import Floor, show, to_json
 from autokernel.evaluate.client import Evaluation
@@ -133,3 +135,11 @@ def test_a_required_level_that_is_missing_is_one_clear_line(
     levels.update(ALL)
     _common.check_isolation(frozenset(LEVELS), "cpu")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", [["bench", "kernel.py"], ["run", "model.py"]])
+def test_an_unknown_level_is_refused_with_the_known_ones(command: list[str]) -> None:
+    result = CliRunner().invoke(cli.main, [*command, "--require-isolation=network"])
+    assert result.exit_code == 2
+    assert "expected levels of isolation among pid, proc, net" in result.output
+    assert "got 'network'" in result.output
