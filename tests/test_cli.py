@@ -216,7 +216,7 @@ def test_list_names_everything_that_is_there() -> None:
         assert sorted(tables[kind]) == registry.names(kind)
         assert all(summary for summary in tables[kind].values())
     assert {Path(path).stem for path in tables["models"]} >= {"llama", "gpt2", "bert", "template"}
-    assert "[cpp]" in tables["problems"]["rmsnorm"]
+    assert "[cpp, cuda, triton]" in tables["problems"]["rmsnorm"]
     shown = invoke("list")
     assert shown.exit_code == 0
     assert "rmsnorm" in shown.output
