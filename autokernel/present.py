@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from rich.console import Console
@@ -65,6 +66,11 @@ def facts(report: Report) -> list[str]:
         )
     else:
         lines.append("A/A: none yet, so the false-keep rate of this run is not known.")
+    degraded = collections.Counter(row.isolation for row in report.rows if row.isolation not in ("", "all"))
+    for levels, count in degraded.most_common():
+        lines.append(
+            f"Isolation was degraded: {count} candidates ran {levels}; `autokernel doctor` says what that means."
+        )
     for failure in report.failures:
         reason = f": {' '.join(failure.reason.split())[:160]}" if failure.reason else ""
         lines.append(f"{failure.count} ended with {failure.status}; the last one, #{failure.last_experiment}{reason}")

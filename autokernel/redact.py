@@ -34,6 +34,11 @@ def secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that has no business with anyone's keys."""
+    return {name: value for name, value in environment.items() if not _NAMES.search(name)}
+
+
 def redact(told: Told, environment: Mapping[str, str] | None = None) -> Told:
     """The same text, or JSON value of any depth, without secrets: each is replaced by ``[redacted]``."""
     return _clean(told, secrets(environment))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from autokernel.redact import REDACTED, redact, secrets
+from autokernel.redact import REDACTED, redact, secrets, without_secrets
 
 ENVIRONMENT = {
     "ANTHROPIC_API_KEY": "a-key-of-no-known-shape",
@@ -69,3 +69,9 @@ def test_the_environment_of_this_process_is_read_at_each_call(monkeypatch):
     assert redact("zebra-crossing") == "zebra-crossing"
     monkeypatch.setenv("AUTOKERNEL_TEST_TOKEN", "zebra-crossing")
     assert redact("zebra-crossing") == REDACTED
+
+
+def test_an_environment_without_secrets_keeps_the_rest() -> None:
+    kept = {"PATH": "/bin", "KEYBOARD": "us"}
+    given = {"ANTHROPIC_API_KEY": "sk-ant-1234567890", "HF_TOKEN": "hf_x", "AWS_SECRET": "", **kept}
+    assert without_secrets(given) == kept

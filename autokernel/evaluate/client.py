@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from autokernel.evaluate.defences import checked
 from autokernel.evaluate.protocol import Channel, PeerGone, PeerLate, PeerNonsense, pair
 from autokernel.isolation import Limits, demand, remove_tree
+from autokernel.redact import without_secrets
 from autokernel.types import AutokernelError, Comparison, Target, Verdict
 
 SILENCE_S = 900.0  # the judge reports every stage; longer silence than any deadline within it means that it hangs
@@ -172,7 +173,11 @@ class JudgeClient:
         ours, theirs = pair()
         folder = Path(tempfile.mkdtemp(prefix="judge-", dir=self._scratch))
         # Idle threads of the judge must not spin while a runner is timed. Libraries read this at their start.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads()), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {
+            **without_secrets(os.environ),
+            "OMP_NUM_THREADS": str(self._threads()),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
         with open(self._scratch / "judge.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autokernel.evaluate.judge", str(theirs.fileno())],

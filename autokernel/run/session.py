@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autokernel import registry
+from autokernel import modelref, registry
 from autokernel.evaluate.bench_command import open_judge
 from autokernel.evaluate.client import JudgeOptions
 from autokernel.extension import ProposerOptions
@@ -55,6 +55,7 @@ class RunOptions:
     seed: int = 0
     min_gain: float = 0.005
     threads: int | None = None
+    require: frozenset[str] = frozenset()
     headline: bool = True
 
 
@@ -151,11 +152,13 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                     place.hardware,
                     limits,
                     observer,
-                    model=options.model.stem,
+                    model=modelref.title(options.model),
                     seed=options.seed,
                     aa_rate=options.aa_rate,
                 )
-                judge_options = JudgeOptions(device=options.device, min_gain=options.min_gain, threads=options.threads)
+                judge_options = JudgeOptions(
+                    device=options.device, min_gain=options.min_gain, threads=options.threads, require=options.require
+                )
                 with open_judge(targets[0], folder / "scratch" / "judge", judge_options) as judge:
                     rules = options.move_on.within(options.budget_s, len(targets))
                     before = len(rows)
@@ -187,7 +190,7 @@ def _where(options: RunOptions, observer: Observer) -> tuple[Path, RunOptions, C
         raise AutokernelError(registry.unknown("backends", backend, known))
     wanted = {
         "model": str(options.model),
-        "model_sha256": workspace.digest(options.model),
+        "model_sha256": modelref.digest(options.model),
         "device": options.device,
         "dtype": options.dtype,
         "backend": backend,
