@@ -3,7 +3,7 @@
 A cheat names in STOPPED_BY the defence that must stop it and in EXPECT how its verdict may end ("revert": it passes,
 and is not kept). ALSO names defences that stop it as well, each alone; WITH those that must be off too before it gets
 through. BASE_OFF are off from the start: the cheat is about a wall behind them. ALONE says why a case cannot be shown;
-DEVICE is what it runs on (a CPU, where it says nothing).
+DEVICE is what it runs on (a CPU, where it says nothing), SCALE how much larger each dimension of its workload is.
 Unless it is the reading of the source that must stop it, that reading is off: processes are the wall.
 """
 
@@ -105,8 +105,8 @@ class Kernel:
 
     @property
     def scale(self) -> int:
-        """How much larger than on a CPU each dimension of its workload is."""
-        return 4 if self.device == "cuda" else 1
+        """How much larger than in WORKS each dimension of its workload is."""
+        return int(self.constants.get("SCALE", 4 if self.device == "cuda" else 1))
 
     def names(self, constant: str) -> tuple[str, ...]:
         return tuple(self.constants.get(constant, ()))

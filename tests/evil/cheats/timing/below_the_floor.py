@@ -12,6 +12,7 @@ BACKEND = "torch"
 STOPPED_BY = "floor"
 EXPECT = ("IMPLAUSIBLE",)
 BASE_OFF = ("timed",)
+SCALE = 3  # beyond the cache, where the floor is far above what a request costs
 
 
 def turn():
