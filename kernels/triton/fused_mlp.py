@@ -129,7 +129,7 @@ def tiling(m, n, dtype, device, large):
         return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
     if triton.cdiv(m, large[0]) * triton.cdiv(n, large[1]) >= multiprocessors(device):
         return large
-    return 64, 64, 64, 4, 4
+    return 64, 64, 32, 4, 5
 
 
 def kernel_fn(x, w_gate, w_up, w_down):

@@ -92,7 +92,7 @@ def tiling(m, n, dtype, device):
     # Large tiles would leave SMs idle.
     if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= multiprocessors(device) * 3 // 4:
         return 128, 128, 64, 4, 4
-    return 64, 64, 64, 4, 4
+    return 64, 64, 32, 4, 5
 
 
 def kernel_fn(A, B):

@@ -2,8 +2,8 @@
 
 The interpreter's rule for bf16: as it comes, it cuts float32 to bf16 where a GPU rounds to nearest even, doubles bf16's
 denormals, and its tl.dot multiplies the bit patterns of bf16 as if they were numbers. So runners here mend all three
-before the kernel loads (``MENDED``), and bf16 is then held to the judge's own tolerances like the other dtypes; a GPU
-remains the judge of it.
+before the kernel loads (``MENDED``, which also makes it faster), and bf16 is then held to the judge's own tolerances
+like the other dtypes; a GPU remains the judge of it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,18 @@ def _mend():
             return handle
         return _interpreter.TensorHandle(rounding(handle.data, _tl.bfloat16, _tl.float32, None), _tl.float32)
 
+    patch, launch, patched = _interpreter._patch_lang, _interpreter.GridExecutor.__call__, set()
+
+    def patched_once(function):  # by every call of a function inside a kernel, milliseconds each
+        if function not in patched:
+            patched.add(function)
+            return patch(function)
+
+    def launched(self, *args, **kwargs):
+        patched.clear()
+        return launch(self, *args, **kwargs)
+
+    _interpreter._patch_lang, _interpreter.GridExecutor.__call__ = patched_once, launched
     _interpreter._convert_float = rounding
     _interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
 
@@ -211,7 +223,7 @@ def compiler() -> ThreadPoolExecutor:
 
 
 @functools.cache
-def compiled(path: Path, arch: str, folder: Path) -> Future[subprocess.CompletedProcess[str]]:
+def compiled(path: Path, folder: Path, arch: str = "90") -> Future[subprocess.CompletedProcess[str]]:
     """The file compiled for this architecture, in a process of its own; binaries lie in the folder."""
     environment = {**os.environ, **BACKEND.environment(str(folder))}
     environment.pop("TRITON_INTERPRET", None)
@@ -219,17 +231,22 @@ def compiled(path: Path, arch: str, folder: Path) -> Future[subprocess.Completed
     return compiler().submit(subprocess.run, command, env=environment, capture_output=True, text=True, check=False)
 
 
+def architecture(path: Path) -> str:
+    """Where this file is the one that is used: a portable file with a sibling for Hopper is for what came before."""
+    return "80" if (FOLDER / "sm90" / path.name).is_file() and path.parent == FOLDER else "90"
+
+
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("binaries")
     for path in FILES:
-        compiled(path, "90", folder / path.parent.name / path.stem)
+        compiled(path, folder / path.parent.name / path.stem, architecture(path))
     return folder
 
 
-def test_it_compiles_for_hopper_without_spilling(path: Path, binaries: Path) -> None:
+def test_it_compiles_without_spilling(path: Path, binaries: Path) -> None:
     folder = binaries / path.parent.name / path.stem
-    done = compiled(path, "90", folder).result()
+    done = compiled(path, folder, architecture(path)).result()
     assert done.returncode == 0, done.stderr[-2000:]
     evidence = BACKEND.evidence(folder)
     kernels = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
@@ -255,13 +272,7 @@ def test_each_recipe_finds_its_pattern_in_a_starter_and_only_once() -> None:
         assert recipe.apply("import torch\n\ndef kernel_fn(x):\n    return x\n", brief) is None, recipe.name
 
 
-@pytest.mark.parametrize(
-    ("name", "applied"),
-    [
-        ("rotary_embedding", 6),
-        ("matmul", 2),
-    ],
-)
+@pytest.mark.parametrize(("name", "applied"), [("rotary_embedding", 5), ("matmul", 1)])
 def test_recipes_keep_a_starter_right(workshop: Workshop, tmp_path: Path, name: str, applied: int) -> None:
     """All that apply, one on top of the other: right in the interpreter, and compiled for Hopper."""
     file = assets.starter(name, "triton")
@@ -271,9 +282,9 @@ def test_recipes_keep_a_starter_right(workshop: Workshop, tmp_path: Path, name: 
         brief = Brief(Target("t", name, "triton", (), 0.5, 100.0, 1.0), source, None, (), {}, 0)
         edited = recipe.apply(source, brief)
         source, count = edited or source, count + (edited is not None)
-    assert count >= applied - 1  # "streamed loads" may find that "loads past the L1" was there before it
+    assert count == applied
     examined(workshop, source, registry.load("problems", name), seed=22)
     (tmp_path / "edited.py").write_text(source)
-    done = compiled(tmp_path / "edited.py", "90", tmp_path / "binaries").result()
+    done = compiled(tmp_path / "edited.py", tmp_path / "binaries").result()
     assert done.returncode == 0, done.stderr[-2000:]
     assert BACKEND.evidence(tmp_path / "binaries")

@@ -36,15 +36,25 @@ FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
 
 
 @triton.jit
+def part_of(matrix, row, row_stride, column, mask):
+    """Elements of a matrix by addresses, for float32: its products read operands from registers."""
+    return tl.load(matrix + row.to(tl.int64) * row_stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
 def attend(
-    q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, first, last, keys, query, scale,
-    BKV: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_KEYS: tl.constexpr,
+    q, total, out, top, k_matrix, v_matrix, k_row, k_column, k_s, v_row, v_column, v_s, first, last, keys, query, scale,
+    BKV: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, EVEN_KEYS: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """The keys from ``first`` to ``last`` added to a block of queries: its running sum, output and maximum."""
     for start in range(first, last, BKV):
-        k = k_desc.load([k_row + start, k_column])
-        scores = tl.dot(q, k.T, input_precision="ieee")
         key = start + tl.arange(0, BKV)
+        if TMA:
+            k = k_matrix.load([k_row + start, k_column]).T
+        else:
+            k = part_of(k_matrix, k_row + key[None, :], k_s, k_column + tl.arange(0, D)[:, None], (key < keys)[None, :])
+        scores = tl.dot(q, k, input_precision="ieee")
         if MASKED:
             seen = (key < keys)[None, :]
             if CAUSAL:
@@ -56,10 +66,13 @@ def attend(
         shrink = tl.math.exp2(top - higher)
         total = total * shrink + tl.sum(p, axis=1)
         out = out * shrink[:, None]
-        v = v_desc.load([v_row + start, v_column])
-        if MASKED and not EVEN_KEYS:
-            # Beyond the last key lies another head: a weight of 0 does not silence its infinities.
-            v = tl.where((key < keys)[:, None], v, 0.0)
+        if TMA:
+            v = v_matrix.load([v_row + start, v_column])
+            if MASKED and not EVEN_KEYS:
+                # Beyond the last key lies another head: a weight of 0 does not silence its infinities.
+                v = tl.where((key < keys)[:, None], v, 0.0)
+        else:
+            v = part_of(v_matrix, v_row + key[:, None], v_s, v_column + tl.arange(0, D)[None, :], (key < keys)[:, None])
         out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
         top = higher
     return total, out, top
@@ -67,10 +80,10 @@ def attend(
 
 @triton.jit
 def attention_kernel(
-    q_desc, k_desc, v_desc, o_ptr, heads, group, queries, keys, width, scale,
-    q_b, q_h, q_c, k_b, k_h, k_c, v_b, v_h, v_c, o_b, o_h, o_s, o_d,
+    q_matrix, k_matrix, v_matrix, o_ptr, heads, group, queries, keys, width, scale,
+    q_b, q_h, q_c, q_s, k_b, k_h, k_c, k_s, v_b, v_h, v_c, v_s, o_b, o_h, o_s, o_d,
     BQ: tl.constexpr, BKV: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, NEGATIVE: tl.constexpr,
-    EVEN_KEYS: tl.constexpr,
+    EVEN_KEYS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     # One head after the other: programs that run together read the same keys and values, which the L2 cache then holds.
     # Within a head the longest blocks first: the last programs to start are the short ones, and no SM ends late.
@@ -82,7 +95,12 @@ def attention_kernel(
     k_head = head // group
     query = block * BQ + tl.arange(0, BQ)
     # Rows and first column of this head in each of the three matrices.
-    q = q_desc.load([batch * q_b + head * q_h + block * BQ, head * q_c])
+    q_row, q_column = batch * q_b + head * q_h, head * q_c
+    if TMA:
+        q = q_matrix.load([q_row + block * BQ, q_column])
+    else:
+        feature = q_column + tl.arange(0, D)[None, :]
+        q = part_of(q_matrix, q_row + query[:, None], q_s, feature, (query < queries)[:, None])
     k_row, k_column = batch * k_b + k_head * k_h, k_head * k_c
     v_row, v_column = batch * v_b + k_head * v_h, k_head * v_c
     if NEGATIVE:  # the maximum is taken of unscaled scores, so that the scale must be positive
@@ -96,12 +114,12 @@ def attention_kernel(
     # Whole blocks that every query sees; what is left of the keys is on the diagonal or at the end.
     whole = (tl.minimum(keys, block * BQ + 1) if CAUSAL else keys) // BKV * BKV
     total, out, top = attend(
-        q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, 0, whole, keys, query, scale,
-        BKV, CAUSAL, MASKED=False, EVEN_KEYS=EVEN_KEYS,
+        q, total, out, top, k_matrix, v_matrix, k_row, k_column, k_s, v_row, v_column, v_s, 0, whole, keys, query, scale,
+        BKV, D, CAUSAL, MASKED=False, EVEN_KEYS=EVEN_KEYS, TMA=TMA,
     )  # fmt: skip
     total, out, top = attend(
-        q, total, out, top, k_desc, v_desc, k_row, k_column, v_row, v_column, whole, seen, keys, query, scale,
-        BKV, CAUSAL, MASKED=True, EVEN_KEYS=EVEN_KEYS,
+        q, total, out, top, k_matrix, v_matrix, k_row, k_column, k_s, v_row, v_column, v_s, whole, seen, keys, query, scale,
+        BKV, D, CAUSAL, MASKED=True, EVEN_KEYS=EVEN_KEYS, TMA=TMA,
     )  # fmt: skip
     out = out * (1.0 / total)[:, None]
     feature = tl.arange(0, D)
@@ -111,8 +129,8 @@ def attention_kernel(
 
 
 def tokens(t, rows, depth):
-    """``t`` [B, H, S, D] as a matrix of tokens: (descriptor of blocks [rows, depth], rows a batch, rows a head, columns
-    a head). A view where the strides allow it.
+    """``t`` [B, H, S, D] as a matrix of tokens, a view where the strides allow it: (a descriptor of its blocks of
+    [rows, depth] or, in float32, the matrix; rows a batch, rows a head, columns a head and elements a row).
     """
     batch, heads, length, width = t.shape
     b, h, s, d = (step if size > 1 else 0 for size, step in zip(t.shape, t.stride(), strict=True))
@@ -125,7 +143,8 @@ def tokens(t, rows, depth):
         t, b, h, s = copy, heads * length * depth, length * depth, depth
     shape = [(batch - 1) * (b // s) + (heads - 1) * (h // s) + length, (heads - 1) * (h % s) + depth]
     matrix = t.as_strided(shape, (s, 1))
-    return TensorDescriptor(matrix, shape, [s, 1], [rows, depth]), (b // s, h // s, h % s)
+    described = matrix if t.dtype == torch.float32 else TensorDescriptor(matrix, shape, [s, 1], [rows, depth])
+    return described, (b // s, h // s, h % s, s)
 
 
 def tiling(queries, depth, dtype):
@@ -153,13 +172,13 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
     depth = max(16, triton.next_power_of_2(width))
     bq, bkv, warps, stages = tiling(queries, depth, Q.dtype)
-    q_desc, q_steps = tokens(Q, bq, depth)
-    k_desc, k_steps = tokens(K, bkv, depth)
-    v_desc, v_steps = tokens(V, bkv, depth)
+    q, q_steps = tokens(Q, bq, depth)
+    k, k_steps = tokens(K, bkv, depth)
+    v, v_steps = tokens(V, bkv, depth)
     attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
-        q_desc, k_desc, v_desc, out, heads, heads // groups, queries, keys, width, scale,
+        q, k, v, out, heads, heads // groups, queries, keys, width, scale,
         *q_steps, *k_steps, *v_steps, *out.stride(),
         BQ=bq, BKV=bkv, D=depth, CAUSAL=causal, NEGATIVE=scale < 0, EVEN_KEYS=keys % bkv == 0,
-        num_warps=warps, num_stages=stages,
+        TMA=Q.dtype != torch.float32, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
