@@ -7,10 +7,12 @@ was built, so that neither a log of the build nor a tool of the full CUDA toolki
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -107,15 +109,23 @@ class CudaBackend:
                     )
         return None
 
-    def evidence(self, cache: Path) -> Mapping[str, Mapping[str, int]]:
-        """What the compiler made of every kernel of the libraries built under ``cache``: by mangled kernel name,
-        ``registers`` a thread, ``spill_bytes`` (the stack frame of a thread: spilled registers and arrays that are
-        indexed at run time) and ``shared_bytes`` of static shared memory a block. Empty when nothing was built.
+    def evidence(self, cache: Path) -> Mapping[str, Mapping[str, float]]:
+        """What the compiler made of every kernel of the libraries built under ``cache``, by kernel name.
+
+        registers (a thread), spill_bytes (the stack frame a thread: spilled registers, and arrays indexed at run time;
+        0 is good), shared_bytes (static shared memory a block) and variants (template instances). The figures are those
+        of the instance that spills most, then uses most registers. What cannot be read is left out: the files were
+        written by a candidate's process.
         """
-        found: dict[str, dict[str, int]] = {}
-        for library in sorted(cache.rglob("*.so")):
-            found.update(resources(library.read_bytes()))
-        return found
+        worst: dict[str, dict[str, float]] = {}
+        variants: dict[str, int] = {}
+        for library in sorted(Path(cache).rglob("*.so")):
+            for mangled, figures in resources(_bytes_of(library)).items():
+                name = _plain(mangled)
+                variants[name] = variants.get(name, 0) + 1
+                if name not in worst or _rank(figures) > _rank(worst[name]):
+                    worst[name] = dict(figures)
+        return {name: {**figures, "variants": variants[name]} for name, figures in sorted(worst.items())}
 
 
 def architecture() -> str | None:
@@ -170,6 +180,7 @@ ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 SECTION = struct.Struct("<IIQQQQIIQQ")
 SYMBOL = struct.Struct("<IBBHQQ")
 REGISTERS, FRAME_BYTES = 0x2F, 0x11  # attributes of .nv.info: (symbol, value) pairs
+LIBRARY_BYTES = 256 << 20
 VALUE_FOLLOWS = 4  # an attribute's format whose value has a length of its own; others take four bytes in all
 RESERVED_SHARED_BYTES = 1024  # the driver's own part of a block's, counted in where .nv.shared.reserved.0 exists
 
@@ -183,7 +194,8 @@ def resources(data: bytes) -> dict[str, dict[str, int]]:
     while at >= 0:
         header = ELF_HEADER.unpack_from(data, at) if at + ELF_HEADER.size <= len(data) else None
         if header is not None and header[2] == EM_CUDA:
-            found.update(_cubin(data, at, header))
+            with contextlib.suppress(struct.error, IndexError, ValueError):  # no such thing after all
+                found.update(_cubin(data, at, header))
         at = data.find(b"\x7fELF", at + 4)
     return found
 
@@ -222,6 +234,27 @@ def _attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
         size = length if layout == VALUE_FOLLOWS else 0
         yield attribute, info[at + 4 : at + 4 + size]
         at += 4 + size
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A regular file's bytes; none for a link, a pipe, or more than any starter's library has."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        return file.read(LIBRARY_BYTES) if stat.S_ISREG(found.st_mode) and found.st_size <= LIBRARY_BYTES else b""
+
+
+def _plain(mangled: str) -> str:
+    """softmax_registers for _Z17softmax_registersIfLi4EEvPKT_lPS0_li: the name as the source has it."""
+    found = re.match(r"_Z(\d+)", mangled)
+    return mangled[found.end() :][: int(found[1])] if found else mangled
+
+
+def _rank(figures: Mapping[str, float]) -> tuple[float, float, float]:
+    return figures["spill_bytes"], figures["registers"], figures["shared_bytes"]
 
 
 BACKEND = CudaBackend()

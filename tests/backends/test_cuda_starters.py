@@ -178,9 +178,19 @@ def test_evidence_is_what_the_compiler_reports(tmp_path: Path) -> None:
     command = [str(cuda._nvcc()), target, "-Xptxas=-v", "-Xcompiler=-fPIC", "-c", "spilling.cu", "-o", "spilling.so"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     (used,) = BACKEND.evidence(tmp_path).values()
+    assert used["variants"] == 1
     assert f"Used {used['registers']} registers" in done.stderr
     assert f"{used['spill_bytes']} bytes stack frame" in done.stderr and used["spill_bytes"] > 0
     assert f"{used['shared_bytes']} bytes smem" in done.stderr and used["shared_bytes"] == 400
+
+
+def test_evidence_does_not_trust_what_it_reads(tmp_path: Path) -> None:
+    """A candidate's process wrote these files: a pipe, a link, and headers that point nowhere."""
+    os.mkfifo(tmp_path / "pipe.so")
+    (tmp_path / "link.so").symlink_to("/dev/zero")
+    header = cuda.ELF_HEADER.pack(b"\x7fELF", 2, cuda.EM_CUDA, 1, 0, 1 << 60, 1 << 60, 0, 64, 56, 5, 64, 9, 1 << 15)
+    (tmp_path / "elf.so").write_bytes(b"\0" + header + b"\x7fELF")
+    assert BACKEND.evidence(tmp_path) == {}
 
 
 # ------------------------------------------------------------------------------------------------- on the CPU
