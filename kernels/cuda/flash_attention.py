@@ -379,5 +379,5 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     if Q.dtype != torch.float32:
         Q, K, V = in_lines(Q), in_lines(K), in_lines(V)
     out = torch.empty(Q.shape, dtype=Q.dtype, device=Q.device)
-    module.launch(Q, K, V, out, causal, scale)
+    module.launch(Q, K, V, out, causal, float(scale))
     return out

@@ -279,5 +279,5 @@ module = tvm_ffi.cpp.load_inline(
 def kernel_fn(x, weight, bias, eps=1e-5):
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    module.launch(x, weight.contiguous(), bias.contiguous(), y, eps)
+    module.launch(x, weight.contiguous(), bias.contiguous(), y, float(eps))
     return y

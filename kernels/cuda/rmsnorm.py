@@ -250,5 +250,5 @@ module = tvm_ffi.cpp.load_inline(
 def kernel_fn(x, weight, eps=1e-6):
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    module.launch(x, weight.contiguous(), y, eps)
+    module.launch(x, weight.contiguous(), y, float(eps))
     return y

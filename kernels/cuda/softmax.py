@@ -7,7 +7,7 @@ are on their way at once. Three paths:
 - a row fits the registers of a block (up to 65,536 half-precision columns): read once, reduce, write once;
 - a longer row, and rows enough to fill the GPU: a block a row, read twice. The second reading finds most of it in the L2;
 - a longer row, and few of them: several blocks a row; partial maxima and sums go through memory between two kernels.
-Other GPUs: revisit PACKS and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM.
+Other GPUs: revisit PACKS, LONG and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM.
 """
 
 import torch
@@ -17,6 +17,7 @@ KERNEL_TYPE = "softmax"
 BACKEND = "cuda"
 
 PACKS = 4  # tune: 1, 2, 4, 8 | 16-byte pieces of a row that one thread keeps in registers
+LONG = 8  # tune: 4, 6, 8 | the same for rows that PACKS does not hold; with 4 all those are streamed instead
 BLOCK = 128  # tune: 32, 64, 128, 256, 512 | threads that a block of short rows has at least: several rows share it
 STREAM = 512  # tune: 128, 256, 512, 1024 | threads a block of rows that do not fit registers
 AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread where rows are streamed
@@ -267,14 +268,12 @@ __global__ void __launch_bounds__(STREAM) softmax_write(const T* x, int64_t stri
   write_row(in, y + int64_t(blockIdx.y) * columns, from, min(from + each, all), columns, max, __fdividef(1.0f, sum));
 }
 
-constexpr int LONG_PACKS = 8;
-
 // How many blocks share a row: 1 unless it is too long for registers and rows are too few for the GPU.
 int64_t parts(TensorView x) {
   const int64_t per = 128 / x.dtype().bits, all = (x.size(1) + per - 1) / per + 1;
   int processors = 1;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.device().device_id);
-  if (all <= LONG_PACKS * 1024 || x.size(0) >= processors * WAVES) return 1;
+  if (all <= LONG * 1024 || x.size(0) >= processors * WAVES) return 1;
   return std::clamp<int64_t>((processors * WAVES + x.size(0) - 1) / x.size(0), 1, (all + STREAM - 1) / STREAM);
 }
 
@@ -291,8 +290,8 @@ template <typename T> void softmax(TensorView x, TensorView partial, TensorView 
     const unsigned a_row = threads(PACKS), together = std::max(1u, BLOCK / a_row);
     const dim3 block(a_row, together);
     softmax_registers<T, PACKS><<<unsigned((rows + together - 1) / together), block, 0, stream>>>(in, stride, out, rows, columns);
-  } else if (threads(LONG_PACKS) <= 1024) {
-    softmax_registers<T, LONG_PACKS><<<unsigned(rows), threads(LONG_PACKS), 0, stream>>>(in, stride, out, rows, columns);
+  } else if (threads(LONG) <= 1024) {
+    softmax_registers<T, LONG><<<unsigned(rows), threads(LONG), 0, stream>>>(in, stride, out, rows, columns);
   } else if (partial.numel() == 0) {
     softmax_stream<T><<<unsigned(rows), STREAM, 0, stream>>>(in, stride, out, columns);
   } else {
@@ -315,7 +314,7 @@ void launch(TensorView x, TensorView partial, TensorView y) {
 }
 """
 
-DEFINES = {"PACKS": PACKS, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "WAVES": WAVES}
+DEFINES = {"PACKS": PACKS, "LONG": LONG, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "WAVES": WAVES}
 
 module = tvm_ffi.cpp.load_inline(
     "softmax",
