@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autokernel import kernelfile
+from autokernel import kernelfile, modelref
 from autokernel.agent import place as places
 from autokernel.agent import texts, tryout
 from autokernel.agent.place import DEFAULT_GAIN, Place
@@ -130,7 +130,7 @@ class _Making:
         wanted = {
             "version": workspace.VERSION,
             "model": str(subject),
-            "model_sha256": workspace.digest(subject),
+            "model_sha256": modelref.digest(subject),
             "device": request.device,
             "dtype": dtype or request.dtype,
             "backend": backend,

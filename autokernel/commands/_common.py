@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autokernel import isolation
+from autokernel import isolation, modelref
 from autokernel.types import DTYPES, AutokernelError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PIPE_WIDTH = 140  # columns of a table that goes to a file or a pipe
+RANDOM_WEIGHTS = "autokernel.random_weights"  # of a command's context
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -80,7 +81,14 @@ def _settings(ctx: click.Context, param: click.Parameter, values: Sequence[str])
         if not equals or not key:
             raise click.BadParameter(f"expected key=value, such as size=7b, got '{value}'", ctx, param)
         settings[key] = setting
+    if ctx.meta.get(RANDOM_WEIGHTS):
+        settings["random_weights"] = "true"
     return settings
+
+
+def _random_weights(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Eager, so that it runs before the settings, of which it is one."""
+    ctx.meta[RANDOM_WEIGHTS] = value
 
 
 def model_options(function: Function) -> Function:
@@ -90,7 +98,9 @@ def model_options(function: Function) -> Function:
         click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the model."),
         click.option("--backend", type=Name("backends"), help="Language of the kernels. [default: the device's]"),
         click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
-                     help="A setting of the model file, such as size=7b. Repeatable."),
+                     help="A setting of the model file, such as size=7b. Repeatable. Of hf: models: batch, seq, mask."),
+        click.option("--random-weights", is_flag=True, is_eager=True, expose_value=False, callback=_random_weights,
+                     help="Build an hf: model from its config alone."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -137,6 +147,15 @@ def existing_file(path: str, what: str) -> Path:
     near = difflib.get_close_matches(file.name, neighbours, n=1)
     hint = f"did you mean {folder / near[0]}?" if near else f"looked in {folder.absolute()}"
     raise AutokernelError(f"expected {what}, found no file {path}; {hint}")
+
+
+def existing_model(model: str) -> Path:
+    """What names a model: the path of a file that is there, or ``hf:NAME_OR_PATH``, which its own process looks up."""
+    if (name := modelref.huggingface(model)) is None:
+        return existing_file(model, "a model file (class Model, get_inputs, get_init_inputs) or hf:NAME_OR_PATH")
+    if not name:
+        raise AutokernelError("expected the id of a Hugging Face model or a folder behind hf:, such as hf:gpt2")
+    return Path(model)
 
 
 def ask_device(*arguments: str, stdin: str = "") -> Mapping[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from autokernel.commands._common import console, existing_file, model_options
+from autokernel import modelref
+from autokernel.commands._common import console, existing_model, model_options
 from autokernel.types import AutokernelError
 
 WHAT_IFS = ("1.5", "2", "3", "5", "floor")
@@ -37,7 +38,7 @@ def profile_options(function: Any) -> Any:
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows of the table.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole profile as one JSON object.")
 def profile(model: str, top: int, as_json: bool, **options: Any) -> None:
-    """Rank what MODEL.py spends its time on by what can be won.
+    """Rank what MODEL.py (or hf:NAME_OR_PATH, a transformers model) spends its time on by what can be won.
 
     Rows are regions that a kernel file can replace, with the speedup of the whole model if they were 1.5, 2, 3 or 5
     times faster or at their roofline floor; then the operations that no problem covers. Shares add up to 100 %.
@@ -62,7 +63,7 @@ def extract(model: str, top: int | None, out: Path | None, force: bool, **option
 
     Every file runs by itself and can be edited and judged: autokernel bench FILE.
     """
-    out = out or Path(f"{Path(model).stem}-{str(options['device']).replace(':', '')}-kernels")
+    out = out or Path(f"{modelref.title(model)}-{str(options['device']).replace(':', '')}-kernels")
     with tempfile.TemporaryDirectory(prefix="autokernel-extract-") as folder:
         found = run_worker(model, Path(folder), quiet=False, **options)
         names = [target["name"] for target in found["targets"]][:top]
@@ -87,7 +88,7 @@ def run_worker(model: str, out: Path, quiet: bool, **options: Any) -> Mapping[st
     from autokernel.display import open_display
     from autokernel.run import workspace
 
-    path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+    path = existing_model(model)
     backend = options["backend"] or ("cpp" if options["device"] == "cpu" else "triton")
     arguments = ["--model", str(path), "--backend", backend, "--out", str(out)]
     for name in ("device", "dtype", "warmup", "iters"):

@@ -16,7 +16,7 @@ from autokernel.commands._common import (
     Name,
     check_isolation,
     console,
-    existing_file,
+    existing_model,
     isolation_option,
     model_options,
 )
@@ -65,9 +65,9 @@ def run(
 ) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
-    In place of MODEL.py the folder of a run may stand, such as `autokernel init` makes: that run goes on. The same
-    command again resumes where it stopped, also after a crash. Ends with whole forwards of the model with and without
-    the kernels that won, and the report. What is written into
+    In place of MODEL.py stands hf:NAME_OR_PATH for a transformers model, or the folder of a run, such as
+    `autokernel init` makes: that run goes on. The same command again resumes where it stopped, also after a crash.
+    Ends with whole forwards of the model with and without the kernels that won, and the report. What is written into
     HINTS.md of the run's folder is told to the proposer with its next brief.
     """
     from autokernel import present, report
@@ -77,7 +77,7 @@ def run(
 
     path = Path(model)
     if not (path / "run.json").is_file():
-        path = existing_file(model, "a model file (class Model, get_inputs, get_init_inputs)")
+        path = existing_model(model)
     check_isolation(require_isolation, options["device"])
     rules = MoveOn(
         reverts=options.pop("move_on_reverts"),
@@ -85,7 +85,9 @@ def run(
         seconds=options.pop("move_on_time"),
         speedup=options.pop("move_on_speedup"),
     )
-    chosen = session.RunOptions(model=path, move_on=rules, budget_s=options.pop("budget"), **options)
+    chosen = session.RunOptions(
+        model=path, move_on=rules, budget_s=options.pop("budget"), require=require_isolation, **options
+    )
     with open_display(plain, quiet) as display:
         summary = session.start(chosen, display)
     if verified and summary.signal is None and summary.reason.kind != "proposer":

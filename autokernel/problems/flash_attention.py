@@ -159,7 +159,8 @@ def _scalar_choices(constants: Sequence[Scalar]) -> list[dict[str, Scalar]]:
     scaled), the inverse of a divisor (scores divided by sqrt(D)), none at all.
     """
     flags = [c for c in constants if isinstance(c, bool)]
-    causal = (True, False) if not flags or any(flags) else (False,)  # True may be enable_gqa
+    # True may be enable_gqa; with False alone a causal mask may still come as a tensor that is the same in every forward
+    causal = (True, False) if not flags or any(flags) else (False, True)
     scales: list[float | None] = [None]
     for number in constants:
         if isinstance(number, float) and 1e-4 < number < 1e4:

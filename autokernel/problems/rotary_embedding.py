@@ -111,7 +111,7 @@ def _table_views(tensors: Sequence[torch.Tensor]) -> list[Callable[..., Pairs]]:
         return [lambda *t: (flat(t[0]), flat(t[1])), lambda *t: (flat(t[1]), flat(t[0]))]
     if tensors[0].is_complex():
         return [lambda *t: (flat(torch.view_as_real(t[0])[..., 0]), flat(torch.view_as_real(t[0])[..., 1]))]
-    if tensors[0].shape[-1] == 2:
+    if tensors[0].dim() >= 2 and tensors[0].shape[-1] == 2:
         return [lambda *t: (flat(t[0][..., 0]), flat(t[0][..., 1]))]
     return []
 

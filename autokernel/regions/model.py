@@ -1,7 +1,9 @@
 """Load a model file: class ``Model``, ``get_inputs()`` and, for a constructor with arguments, ``get_init_inputs()``.
 
-This is KernelBench's convention, so each of its problems is a valid model file. One hook is added:
-``configure(**settings)`` receives the ``--set NAME=VALUE`` pairs, converted to the types of its defaults.
+This is KernelBench's convention, so each of its problems is a valid model file. Two hooks are added:
+``configure(**settings)`` receives the ``--set NAME=VALUE`` pairs, converted to the types of its defaults;
+``get_input_sets()`` returns several forwards with how often each is made, ``[(weight, [inputs]), ...]``, and stands in
+for ``get_inputs()``. In place of a file ``hf:NAME_OR_PATH`` names a transformers model: see ``huggingface``.
 Whatever goes wrong in the user's own code becomes one AutokernelError that shows the user's own frames only.
 """
 
@@ -21,7 +23,9 @@ from typing import Any
 
 import torch
 
+from autokernel import modelref
 from autokernel.problems._common import TORCH_DTYPES
+from autokernel.regions import huggingface
 from autokernel.types import AutokernelError, DType
 
 SEED = 0
@@ -30,8 +34,20 @@ TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclasses.dataclass(frozen=True)
+class InputSet:
+    """The arguments of one kind of forward, and how often it is made beside the others (any positive number)."""
+
+    weight: float
+    inputs: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on its device, and the arguments of one forward."""
+    """A model in eval mode on its device, and the arguments of one forward: those of its most frequent input set.
+
+    ``sets`` holds all of them, the most frequent first; ``make_inputs(seed)`` draws the arguments of another forward,
+    from set ``seed`` modulo their number; ``notes`` is what the owner has to know of how it was loaded.
+    """
 
     name: str
     path: Path
@@ -39,7 +55,9 @@ class LoadedModel:
     inputs: tuple[Any, ...]
     device: torch.device
     dtype: DType
-    make_inputs: Callable[[int], tuple[Any, ...]]  # seed -> the arguments of another forward
+    make_inputs: Callable[[int], tuple[Any, ...]]
+    sets: tuple[InputSet, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def forward(self) -> Any:
         with torch.no_grad():
@@ -47,42 +65,97 @@ class LoadedModel:
 
 
 def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | None = None) -> LoadedModel:
-    """Build the model of a file with random weights (seeded), move it and its inputs to ``device`` and ``dtype``, and
-    run it once, so that a mistake in it is seen here.
+    """Build the model of a file (with random weights, seeded) or of ``hf:NAME_OR_PATH``, move it and its inputs to
+    ``device`` and ``dtype``, and run each of its input sets once, so that a mistake in it is seen here.
 
     Raises AutokernelError for a missing file, a syntax error, a missing part, an unknown setting, and for whatever
     the user's own code raises.
     """
-    where = _device(device)
+    where, name = _device(device), modelref.huggingface(path)
+    notes: tuple[str, ...] = ()
+    if name is None:
+        module, draw = _from_file(path, where, TORCH_DTYPES[dtype], settings or {})
+    else:
+        values = huggingface.Settings(**_settings(huggingface.Settings, str(path), settings or {}))
+        with user_code(path, "building the model"):
+            torch.manual_seed(SEED)
+            built = huggingface.build(name, where, TORCH_DTYPES[dtype], values)
+        module, notes = built.module, built.notes
+
+        def draw() -> list[InputSet]:
+            return [InputSet(1.0, built.draw())]
+
+    def sets(seed: int) -> list[InputSet]:
+        torch.manual_seed(seed)
+        drawn = sorted(draw(), key=lambda each: -each.weight)
+        return [InputSet(each.weight, _move(each.inputs, where, TORCH_DTYPES[dtype])) for each in drawn]
+
+    def make_inputs(seed: int) -> tuple[Any, ...]:
+        found = sets(seed)
+        return found[seed % len(found)].inputs
+
+    first = tuple(sets(SEED))
+    model = LoadedModel(modelref.title(path), path, module, first[0].inputs, where, dtype, make_inputs, first, notes)
+    for each in first:
+        with user_code(path, "Model.forward" if name is None else "the forward"):
+            dataclasses.replace(model, inputs=each.inputs).forward()
+    return model
+
+
+def _from_file(
+    path: Path, where: torch.device, dtype: torch.dtype, settings: Mapping[str, str]
+) -> tuple[torch.nn.Module, Callable[[], list[InputSet]]]:
+    """The module of a model file, and what draws its input sets from the global generator."""
     namespace = execute(path)
-    for part in ("Model", "get_inputs"):
+    several = callable(getattr(namespace, "get_input_sets", None))
+    for part in ("Model", *(() if several else ("get_inputs",))):
         if not callable(getattr(namespace, part, None)):
             raise AutokernelError(
                 f"{path} was expected to define class Model and get_inputs(); it has no {part}: see models/template.py"
             )
-    _configure(namespace, path, settings or {})
+    configure = getattr(namespace, "configure", None)
+    values = _settings(configure, path.name, settings)
+    if callable(configure):
+        with user_code(path, "configure()"):
+            configure(**values)
     with user_code(path, "the constructor of Model"), where:
         torch.manual_seed(SEED)
         get_init_inputs = getattr(namespace, "get_init_inputs", list)
         module = namespace.Model(*get_init_inputs())
     if not isinstance(module, torch.nn.Module):
         raise AutokernelError(f"{path}: Model was expected to be a torch.nn.Module; it is a {type(module).__name__}")
-    module = module.to(where, TORCH_DTYPES[dtype]).eval()
 
-    def make_inputs(seed: int) -> tuple[Any, ...]:
-        with user_code(path, "get_inputs()"):
-            torch.manual_seed(seed)
-            inputs = namespace.get_inputs()
-        if not isinstance(inputs, (list, tuple)):
-            raise AutokernelError(
-                f"{path}: get_inputs() was expected to return a list; it returned {type(inputs).__name__}"
-            )
-        return tuple(_move(i, where, TORCH_DTYPES[dtype]) for i in inputs)
+    def draw() -> list[InputSet]:
+        with user_code(path, "get_input_sets()" if several else "get_inputs()"):
+            given = namespace.get_input_sets() if several else namespace.get_inputs()
+        return _weighted(path, given) if several else [InputSet(1.0, _listed(path, "get_inputs()", given))]
 
-    model = LoadedModel(path.stem, path, module, make_inputs(SEED), where, dtype, make_inputs)
-    with user_code(path, "Model.forward"):
-        model.forward()
-    return model
+    return module.to(where, dtype).eval(), draw
+
+
+def _weighted(path: Path, given: Any) -> list[InputSet]:
+    """What get_input_sets() returned, each part checked."""
+    expected = f"{path}: get_input_sets() was expected to return a list of (weight, [inputs])"
+    if not isinstance(given, (list, tuple)):
+        raise AutokernelError(f"{expected}; it returned {type(given).__name__}")
+    if not given:
+        raise AutokernelError(f"{expected}; it returned an empty one")
+    found = []
+    for number, each in enumerate(given, start=1):
+        if not isinstance(each, (list, tuple)) or len(each) != 2:
+            raise AutokernelError(f"{expected}; entry {number} is no pair")
+        weight, inputs = each
+        number_like = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number_like or not 0 < weight < float("inf"):
+            raise AutokernelError(f"{expected}, weights above 0; that of entry {number} is {weight!r}")
+        found.append(InputSet(float(weight), _listed(path, f"entry {number} of get_input_sets()", inputs)))
+    return found
+
+
+def _listed(path: Path, what: str, given: Any) -> tuple[Any, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise AutokernelError(f"{path}: {what} was expected to return a list; it returned {type(given).__name__}")
+    return tuple(given)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -116,18 +189,14 @@ def execute(path: Path) -> ModuleType:
     return module
 
 
-def _configure(namespace: ModuleType, path: Path, settings: Mapping[str, str]) -> None:
-    configure = getattr(namespace, "configure", None)
+def _settings(configure: Any, name: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """The ``--set`` pairs as the types of the parameters of ``configure``, which may be missing."""
     known = inspect.signature(configure).parameters if callable(configure) else {}
-    unknown = [name for name in settings if name not in known]
+    unknown = [each for each in settings if each not in known]
     if unknown:
         has = f"it has: {', '.join(known)}" if known else "it takes none (no configure() in the file)"
-        raise AutokernelError(f"{path.name} has no setting '{unknown[0]}': {has}")
-    if not callable(configure):
-        return
-    values = {name: _convert(name, text, known[name].default) for name, text in settings.items()}
-    with user_code(path, "configure()"):
-        configure(**values)
+        raise AutokernelError(f"{name} has no setting '{unknown[0]}': {has}")
+    return {each: _convert(each, text, known[each].default) for each, text in settings.items()}
 
 
 def _convert(name: str, text: str, default: Any) -> Any:

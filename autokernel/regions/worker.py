@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import hardware
+from autokernel import hardware, modelref
 from autokernel.evaluate.sandbox import die_with_parent
 from autokernel.regions import capture, extractor, match, model, profiler, rank
 from autokernel.types import DTYPES, AutokernelError
@@ -51,6 +51,8 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
     settings = _settings(options.set)
     emit("capture", f"loading {options.model}")
     loaded = model.load(Path(options.model), options.device, options.dtype, settings)
+    for note in loaded.notes:
+        emit("capture", note)
     ceilings = hardware.measure(options.device)
     emit("capture", f"tracing {loaded.name}")
     captured = capture.capture(loaded)
@@ -80,6 +82,7 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         "device": options.device,
         "dtype": options.dtype,
         "settings": settings,
+        "notes": list(loaded.notes),
         "fingerprint": model.fingerprint(loaded.module),
         "hardware": ceilings.to_json(),
         "forward_us": timing.forward_us,
@@ -105,7 +108,8 @@ def _write(out: Path, profile: Mapping[str, Any], sources: Mapping[str, str]) ->
 
 
 def _title(path: str, settings: Mapping[str, str]) -> str:
-    return Path(path).name + "".join(f" {n}={v}" for n, v in settings.items())
+    name = Path(path).name if modelref.huggingface(path) is None else path
+    return name + "".join(f" {n}={v}" for n, v in settings.items())
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import registry
+from autokernel import modelref, registry
 from autokernel.run.events import ProfileProgress
 from autokernel.run.gitstore import told, write_file
 from autokernel.types import AutokernelError, Target
@@ -25,7 +24,7 @@ VERSION = 1
 
 def folder_of(results: Path, model: Path, device: str, name: str | None, fresh: bool) -> Path:
     """Where this run lives: ``results/<name>``, or with ``fresh`` the first of name, name-2, ... that is free."""
-    name = name or f"{model.stem}-{device.replace(':', '')}"
+    name = name or f"{modelref.title(model)}-{device.replace(':', '')}"
     results = results.absolute()  # git's object store takes no relative path
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise AutokernelError(f"--run '{name}': the name of one folder under {results} was expected")
@@ -107,16 +106,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise AutokernelError(f"{path}: a JSON object was expected, {type(data).__name__} found; --fresh starts anew")
     return data
-
-
-def digest(model: Path) -> str:
-    """sha256 of the model's file. Raises AutokernelError where there is none."""
-    try:
-        return hashlib.sha256(model.read_bytes()).hexdigest()
-    except OSError as error:
-        raise AutokernelError(
-            f"{model}: a model file was expected (class Model, get_inputs): {error.strerror or error}"
-        ) from error
 
 
 def native_backend(device: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from scripted_night import TARGETS, Watcher, starters
 
+from autokernel import modelref
 from autokernel.run import history, session, workspace
 from autokernel.run.events import ExperimentDone, ProfileProgress, RunStarted, Stopped
 from autokernel.run.session import RunOptions
@@ -46,7 +47,7 @@ def start(model: Path, watcher: Watcher | None = None, **options):
 
 def old_run(folder: Path, model: Path, /, **changes) -> None:
     """A workspace as an earlier invocation left it, before its first experiment."""
-    facts = {"model": str(model), "model_sha256": workspace.digest(model), "device": "cpu", "dtype": "fp32"}
+    facts = {"model": str(model), "model_sha256": modelref.digest(model), "device": "cpu", "dtype": "fp32"}
     facts |= {"backend": "cpp", "settings": {}} | changes
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"version": 1, **facts}))
