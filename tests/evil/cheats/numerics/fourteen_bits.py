@@ -9,6 +9,7 @@ KERNEL_TYPE = "matmul"
 BACKEND = "torch"
 STOPPED_BY = "rms"
 ALSO = ("stability",)
+WITH = ("edges", "held-out")
 EXPECT = ("SHAPES",)
 
 

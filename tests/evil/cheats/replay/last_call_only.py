@@ -10,6 +10,7 @@ import torch
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "all-kept"
+WITH = ("floor",)
 EXPECT = ("IMPLAUSIBLE",)
 
 

@@ -10,6 +10,7 @@ import torch
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "fresh"
+WITH = ("floor",)
 EXPECT = ("IMPLAUSIBLE", "revert")
 
 
