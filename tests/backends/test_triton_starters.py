@@ -219,7 +219,7 @@ def test_a_broken_starter_is_refused(workshop: Workshop, name: str, right: str, 
 
 @functools.cache
 def compiler() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=2)
+    return ThreadPoolExecutor(max_workers=1)
 
 
 @functools.cache
@@ -236,12 +236,14 @@ def architecture(path: Path) -> str:
     return "80" if (FOLDER / "sm90" / path.name).is_file() and path.parent == FOLDER else "90"
 
 
-@pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Built while the interpreter's tests run."""
     folder = tmp_path_factory.mktemp("binaries")
     for path in FILES:
         compiled(path, folder / path.parent.name / path.stem, architecture(path))
-    return folder
+    yield folder
+    compiler().shutdown(cancel_futures=True)
 
 
 def test_it_compiles_without_spilling(path: Path, binaries: Path) -> None:
