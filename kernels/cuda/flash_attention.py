@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(256) attention_float(Tensor q, Tensor k, Tenso
     fetch_all(vs, v, group, k0, BLOCK, p.keys);
     __syncthreads();
     float s[4][2] = {};
-    #pragma unroll 8
+    #pragma unroll 4
     for (int d = 0; d < DEPTH; ++d)
       #pragma unroll
       for (int j = 0; j < 2; ++j) {
