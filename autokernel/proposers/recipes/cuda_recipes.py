@@ -74,5 +74,4 @@ RECIPES = (
            with_flag("--use_fast_math")),
     Recipe("loads past the L1", "a stream that is read once need not go through the L1", 2.0,
            with_flag("-Xptxas=-dlcm=cg")),
-    Recipe("64 registers", "more threads on their way at once, if nothing spills", 1.5, with_flag("-maxrregcount=64")),
 )  # fmt: skip
