@@ -42,6 +42,13 @@ def get_inputs() -> list[torch.Tensor]:
     return [torch.randn(BATCH, FEATURES)]
 
 
+# Optional, in place of get_inputs: several kinds of forward, each with how often it is made beside the others. Counts
+# and times of the profile are then those of one round of forwards: weights of 3 and 1 are a round of four.
+#
+#     def get_input_sets() -> list[tuple[float, list[torch.Tensor]]]:
+#         return [(3, [torch.randn(BATCH, FEATURES)]), (1, [torch.randn(1, FEATURES)])]
+
+
 # Required by KernelBench, optional here: the arguments of the constructor.
 def get_init_inputs() -> list[int]:
     return [FEATURES, CLASSES]

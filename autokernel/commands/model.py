@@ -16,6 +16,7 @@ from autokernel import modelref
 from autokernel.commands._common import console, existing_model, model_options
 from autokernel.types import AutokernelError
 
+LEVERS_S = 60.0  # for each lever at most: compiling a large model takes minutes
 WHAT_IFS = ("1.5", "2", "3", "5", "floor")
 
 
@@ -25,6 +26,16 @@ def profile_options(function: Any) -> Any:
         click.option("--iters", type=click.IntRange(min=1), default=10, show_default=True, help="Measured forwards."),
         click.option(
             "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also write a Chrome trace here."
+        ),
+        click.option(
+            "--compile-log",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Also write torch.compile's graph breaks and recompilations here, with reasons.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Also write a snapshot of one forward's CUDA memory here.",
         ),
     ):
         function = option(function)
@@ -36,15 +47,17 @@ def profile_options(function: Any) -> Any:
 @model_options
 @profile_options
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows of the table.")
+@click.option("--levers/--no-levers", default=True, show_default=True,
+              help="Also try what costs nothing: torch.compile, attention backends.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the whole profile as one JSON object.")
-def profile(model: str, top: int, as_json: bool, **options: Any) -> None:
+def profile(model: str, top: int, levers: bool, as_json: bool, **options: Any) -> None:
     """Rank what MODEL.py (or hf:NAME_OR_PATH, a transformers model) spends its time on by what can be won.
 
     Rows are regions that a kernel file can replace, with the speedup of the whole model if they were 1.5, 2, 3 or 5
     times faster or at their roofline floor; then the operations that no problem covers. Shares add up to 100 %.
     """
     with tempfile.TemporaryDirectory(prefix="autokernel-profile-") as out:
-        found = run_worker(model, Path(out), quiet=as_json, **options)
+        found = run_worker(model, Path(out), quiet=as_json, levers_s=LEVERS_S if levers else 0.0, **options)
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -95,8 +108,11 @@ def run_worker(model: str, out: Path, quiet: bool, **options: Any) -> Mapping[st
         arguments += [f"--{name}", str(options[name])]
     for key, value in options["settings"].items():
         arguments += ["--set", f"{key}={value}"]
-    if options["trace"]:
-        arguments += ["--trace", str(options["trace"])]
+    for name in ("trace", "compile_log", "memory"):
+        if options[name]:
+            arguments += [f"--{name.replace('_', '-')}", str(options[name])]
+    if options.get("levers_s"):
+        arguments += ["--levers-s", str(options["levers_s"])]
     with open_display(quiet=quiet) as display:
         workspace.work([sys.executable, "-m", "autokernel.regions.worker", *arguments], out, display.on_event)
     return workspace.read_json(out / "profile.json")
@@ -109,6 +125,8 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
 
     from autokernel.display import span
 
+    for line in lever_lines(found["levers"]):
+        click.echo(line)
     rows: Sequence[Mapping[str, Any]] = found["rows"]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("#", justify="right")
@@ -133,10 +151,11 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
             span(row["time_us"]), f"{row['share']:.1%}", _percent(row["pct_of_ceiling"]), row["bound"] or "–",
             _ratio(row["headroom"]), *(_ratio(what_if.get(w)) for w in WHAT_IFS),
         )  # fmt: skip
-    others = [row for row in rows if row["kind"] != "region"]
+    others = sorted((row for row in rows if row["kind"] != "region"), key=lambda row: -row["time_us"])
     room = max(top - len(regions), 3)
     for row in others[:room]:
-        table.add_row("", f"[dim]{escape(row['name'])}[/]", "[dim]not covered[/]", str(row["calls"]),
+        what = "waiting" if row["kind"] == "wait" else "not covered"
+        table.add_row("", f"[dim]{escape(row['name'])}[/]", f"[dim]{what}[/]", str(row["calls"]),
                       span(row["time_us"]), f"{row['share']:.1%}")  # fmt: skip
     hidden = regions[top:] + others[room:]
     if hidden:
@@ -153,10 +172,16 @@ def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> 
 
     settings = " ".join(f"{k}={v}" for k, v in found["settings"].items())
     breaks = found["graph_breaks"]
+    mix = " + ".join(map(str, found["round"]))
+    what = "one eager forward takes" if found["round"] == [1] else f"one round of {mix} eager forwards takes"
     click.echo(
-        f"\n{found['model_name']} {settings}{' ' if settings else ''}on {found['device']}, {found['dtype']}: one eager "
-        f"forward takes {span(found['forward_us'])}" + (f"; {breaks} graph break(s)" if breaks else "")
+        f"\n{found['model_name']} {settings}{' ' if settings else ''}on {found['device']}, {found['dtype']}: {what} "
+        f"{span(found['forward_us'])}" + (f"; {breaks} graph break(s)" if breaks else "")
     )
+    for note in found["notes"]:
+        click.echo(f"note: {note}")
+    if (waiting := found["waiting"]) and waiting["advice"]:
+        click.echo(waiting["advice"])
     click.echo("@2x: speedup of the whole model if this row were 2 times faster; @floor: at its roofline floor")
     if not regions:
         click.echo("nothing here is a region that a problem covers: there is nothing for autokernel to do")
@@ -167,6 +192,20 @@ def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> 
     click.echo(
         f"start with {best['name']}: {best['share']:.0%} of the time{worth}; next: autokernel run {found['model']}"
     )
+
+
+def lever_lines(levers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the model gains without a new kernel, a line a kind of lever."""
+    said = {"compile": "before any kernel: ", "attention": "attention backends: ", "information": "other numbers: "}
+
+    def one(lever: Mapping[str, Any]) -> str:
+        alone = " alone" if lever["kind"] == "compile" else ""
+        if lever["speedup"] is None:
+            return f"{lever['name']} skipped ({lever['skipped']})"
+        return f"{lever['name']}{alone}: {lever['speedup']:.2f}x [{lever['low']:.2f}, {lever['high']:.2f}]"
+
+    lines = ((head, [one(lever) for lever in levers if lever["kind"] == kind]) for kind, head in said.items())
+    return [head + "; ".join(parts) for head, parts in lines if parts]
 
 
 def _ratio(value: float | None) -> str:

@@ -18,11 +18,11 @@ import torch
 
 from autokernel.engage.apply import _Backend, check
 from autokernel.engage.outputs import Agreement, Judge
-from autokernel.engage.race import Race, race
 from autokernel.engage.rewrite import Rewriter
 from autokernel.engage.won import Run, Won
 from autokernel.evaluate.decision import Interval
 from autokernel.regions.model import LoadedModel
+from autokernel.regions.race import Race, race
 
 INPUT_SETS = 3
 RECOMPILES = 128  # every set of kernels is a compilation of the same code

@@ -159,7 +159,7 @@ def _scalar_choices(constants: Sequence[Scalar]) -> list[dict[str, Scalar]]:
     scaled), the inverse of a divisor (scores divided by sqrt(D)), none at all.
     """
     flags = [c for c in constants if isinstance(c, bool)]
-    # True may be enable_gqa; with False alone a causal mask may still come as a tensor that is the same in every forward
+    # True may be enable_gqa; with False alone a causal mask may still come as a tensor, the same in every forward
     causal = (True, False) if not flags or any(flags) else (False, True)
     scales: list[float | None] = [None]
     for number in constants:

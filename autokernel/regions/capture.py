@@ -33,6 +33,10 @@ _SPLIT = "autokernel_split"  # marks both nodes of a product that was parted fro
 RANDOM = ("rand", "bernoulli", "multinomial", "normal", "dropout")
 
 
+class Untraceable(AutokernelError):
+    """A model that runs, and that torch.compile cannot trace."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """What a node's tensor looks like; strides in elements."""
@@ -104,7 +108,7 @@ class Capture:
 def capture(model: LoadedModel) -> Capture:
     """Trace one forward of the model and note what each node's tensor looks like.
 
-    Raises AutokernelError where PyTorch cannot trace the model although it runs.
+    Raises Untraceable where PyTorch cannot trace the model although it runs.
     """
     torch._dynamo.reset()
     counters.clear()
@@ -123,7 +127,7 @@ def capture(model: LoadedModel) -> Capture:
             compiled(*model.inputs)  # traces; a graph is known only after this
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
-        raise AutokernelError(f"{model.path.name} runs, but torch.compile cannot trace it: {reason}") from error
+        raise Untraceable(f"{model.path.name} runs, but torch.compile cannot trace it: {reason}") from error
     noted = sum(counters["graph_break"].values())
     calls: Counter[int] = Counter()
 

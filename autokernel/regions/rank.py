@@ -13,7 +13,7 @@ from typing import Any
 
 from autokernel import registry
 from autokernel.hardware import Hardware
-from autokernel.regions.capture import Capture, module_path
+from autokernel.regions.capture import Graph, module_path
 from autokernel.regions.match import Match
 from autokernel.regions.profiler import OpTime, Timing
 from autokernel.types import DType, Region, Target, Workload
@@ -25,7 +25,9 @@ SPEEDUPS = ("1.5", "2", "3", "5")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the profile: a target, or an op that no problem covers. Times are of one forward."""
+    """One line of the profile: a target, an op that no problem covers, or (``wait``) time in which a GPU waits for its
+    host. Times are of one forward; ``launch_us`` is what the launches of a target's kernels cost the host.
+    """
 
     name: str
     problem: str | None
@@ -37,6 +39,8 @@ class Row:
     compute_floor_us: float | None = None
     memory_floor_us: float | None = None
     floor_us: float | None = None
+    launch_us: float | None = None
+    wait: bool = False
 
     @property
     def winnable_us(self) -> float:
@@ -50,6 +54,8 @@ class Row:
     def bound(self) -> str | None:
         if self.compute_floor_us is None or self.memory_floor_us is None:
             return None
+        if self.launch_us is not None and self.time_us < self.launch_us:
+            return "launch"
         return "compute" if self.compute_floor_us > self.memory_floor_us else "memory"
 
     def what_if(self) -> dict[str, float]:
@@ -62,7 +68,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "kind": "op" if self.problem is None else "region",
+            "kind": "wait" if self.wait else "op" if self.problem is None else "region",
             "problem": self.problem,
             "places": list(self.places),
             "calls": self.calls,
@@ -73,24 +79,28 @@ class Row:
             "headroom": self.headroom,
             "pct_of_ceiling": 100 / self.headroom if self.headroom else None,
             "bound": self.bound,
+            "launch_us": self.launch_us,
             "what_if": self.what_if(),
         }
 
 
-def rows(captured: Capture, matches: Sequence[Match], timing: Timing, hardware: Hardware) -> list[Row]:
-    """All of one forward: targets by what can be won, then uncovered ops by time. Shares add up to 1."""
+def rows(graphs: Sequence[Graph], matches: Sequence[Match], timing: Timing, hardware: Hardware) -> list[Row]:
+    """All of one forward: targets by what can be won, then uncovered ops by time, then waiting. Shares add up to 1."""
     total = timing.attributed_us
-    regions, inside = _regions(matches, timing, hardware)
+    regions, inside, launches = _regions(matches, timing, hardware)
     grouped: dict[tuple[str, DType], list[Region]] = defaultdict(list)
     for region in regions:
         grouped[region.problem, region.workloads[0].dtype].append(region)
     several = Counter(problem for problem, _ in grouped)
     targets = [
-        _target_row(problem if several[problem] == 1 else f"{problem}_{dtype}", members, hardware, total)
+        dataclasses.replace(
+            _target_row(problem if several[problem] == 1 else f"{problem}_{dtype}", members, hardware, total),
+            launch_us=launches.get((problem, dtype)),
+        )
         for (problem, dtype), members in grouped.items()
     ]
     targets.sort(key=lambda row: -row.winnable_us)
-    return targets + _op_rows(captured, timing, inside, total)
+    return [*targets, *_op_rows(graphs, timing, inside, total), *_wait_rows(timing, total)]
 
 
 def targets_of(found: Sequence[Row], backend_of: Mapping[str, str]) -> list[Target]:
@@ -115,8 +125,12 @@ def floor(workload: Workload, problem: str, hardware: Hardware) -> tuple[float, 
     return compute, memory, roof
 
 
-def _regions(matches: Sequence[Match], timing: Timing, hardware: Hardware) -> tuple[list[Region], set[tuple[int, str]]]:
-    """The regions worth having, and the nodes inside them. Call patterns too cheap to matter are dropped whole."""
+def _regions(
+    matches: Sequence[Match], timing: Timing, hardware: Hardware
+) -> tuple[list[Region], set[tuple[int, str]], Mapping[tuple[str, DType], float]]:
+    """The regions worth having, the nodes inside them, and what the launches of each problem and dtype cost the host.
+    Call patterns too cheap to matter are dropped whole.
+    """
     times = [sum(timing.node_us(m.graph, n.name) for n in m.nodes) for m in matches]
     cost: Counter[tuple[str, str]] = Counter()
     for m, time_us in zip(matches, times, strict=True):
@@ -124,13 +138,17 @@ def _regions(matches: Sequence[Match], timing: Timing, hardware: Hardware) -> tu
     least = LEAST_SHARE * timing.attributed_us
     regions: list[Region] = []
     inside: set[tuple[int, str]] = set()
+    launches: dict[tuple[str, DType], float] = defaultdict(float)
     for m, time_us in zip(matches, times, strict=True):
         if cost[m.problem, m.workload.key] < least:
             continue
-        inside.update((m.graph, n.name) for n in m.nodes)
+        nodes = {(m.graph, n.name) for n in m.nodes}
+        inside |= nodes
+        if timing.launch_us:
+            launches[m.problem, m.workload.dtype] += sum(timing.launch_us.get(node, 0.0) for node in nodes)
         roof = floor(m.workload, m.problem, hardware)[2]
         regions.append(Region(m.problem, m.module_path, (m.workload,), time_us, roof))
-    return regions, inside
+    return regions, inside, launches
 
 
 def _target_row(name: str, members: Sequence[Region], hardware: Hardware, total_us: float) -> Row:
@@ -156,8 +174,17 @@ def _target_row(name: str, members: Sequence[Region], hardware: Hardware, total_
     )
 
 
-def _op_rows(captured: Capture, timing: Timing, inside: set[tuple[int, str]], total_us: float) -> list[Row]:
-    paths = {(g.index, n.name): module_path(n) for g in captured.graphs for n in g.nodes}
+def _wait_rows(timing: Timing, total_us: float) -> list[Row]:
+    """Time in which no kernel runs, where the device is one that waits: of no op, and not to be won by a kernel."""
+    if timing.waiting is None:
+        return []
+    launches = round(timing.waiting.launches)
+    named = (("(launch overhead)", launches, timing.waiting.launching_us), ("(idle GPU)", 0, timing.waiting.idle_us))
+    return [Row(name, None, (), calls, us, us / total_us, wait=True) for name, calls, us in named]
+
+
+def _op_rows(graphs: Sequence[Graph], timing: Timing, inside: set[tuple[int, str]], total_us: float) -> list[Row]:
+    paths = {(g.index, n.name): module_path(n) for g in graphs for n in g.nodes}
     places: dict[str, dict[str, None]] = defaultdict(dict)
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()

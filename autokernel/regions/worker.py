@@ -3,13 +3,14 @@
     python -m autokernel.regions.worker --model llama.py --device cpu --dtype fp32 --backend cpp --out DIR
 
 Writes DIR/profile.json and DIR/kernels/<target>.py. Each line of standard output is one JSON object: {"event":
-"capture" | "time" | "match" | "extract" | "error", "message", "done", "of"}; whatever else is printed in this process
-(the model's own prints included) goes to standard error. A mistake of the user ends it with exit status 2.
+"capture" | "time" | "match" | "levers" | "extract" | "error", "message", "done", "of"}; whatever else is printed in
+this process (the model's own prints included) goes to standard error. A mistake of the user ends it with exit status 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 from autokernel import hardware, modelref
 from autokernel.evaluate.sandbox import die_with_parent
-from autokernel.regions import capture, extractor, match, model, profiler, rank
+from autokernel.regions import extractor, levers, model, rank, recorded, sets
 from autokernel.types import DTYPES, AutokernelError
 
 VERSION = 1  # of profile.json
@@ -49,25 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, emit: Emit) -> None:
     """The whole way: load, capture, match, time, rank, extract, write."""
     settings = _settings(options.set)
+    if options.memory:
+        recorded.check_memory(options.device)
     emit("capture", f"loading {options.model}")
     loaded = model.load(Path(options.model), options.device, options.dtype, settings)
     for note in loaded.notes:
         emit("capture", note)
     ceilings = hardware.measure(options.device)
-    emit("capture", f"tracing {loaded.name}")
-    captured = capture.capture(loaded)
-    nodes = sum(len(g.nodes) for g in captured.graphs)
-    emit("match", f"{nodes} nodes in {len(captured.graphs)} graphs, {captured.graph_breaks} graph breaks")
-    matches = match.match(captured)
-    emit("match", f"{len(matches)} regions found")
-    timing = profiler.time_nodes(
-        captured,
-        options.warmup,
-        options.iters,
-        Path(options.trace) if options.trace else None,
-        lambda done, of: emit("time", f"forward {done} of {of}", done, of),
-    )
-    rows = rank.rows(captured, matches, timing, ceilings)
+    trace = Path(options.trace) if options.trace else None
+    measured = sets.measure(loaded, options.warmup, options.iters, trace, emit)
+    timing = measured.timing
+    if options.compile_log:
+        recorded.compile_log(loaded, Path(options.compile_log))
+    if options.memory:
+        recorded.memory(loaded, Path(options.memory))
+    pulled = []
+    if options.levers_s:
+        pulled = levers.measure(loaded, measured.attention, options.levers_s, lambda name: emit("levers", name))
+    rows = rank.rows(measured.graphs, measured.matches, timing, ceilings)
     backends = {r.problem: extractor.backend_for(r.problem, options.backend) for r in rows if r.problem}
     targets = rank.targets_of(rows, backends)
     sources = {}
@@ -82,12 +82,15 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         "device": options.device,
         "dtype": options.dtype,
         "settings": settings,
-        "notes": list(loaded.notes),
+        "notes": [*loaded.notes, *(f"{reason}: operations only, no region was looked for" for reason in measured.lost)],
+        "round": list(measured.forwards),
+        "waiting": {**dataclasses.asdict(timing.waiting), "advice": timing.waiting.advice} if timing.waiting else None,
         "fingerprint": model.fingerprint(loaded.module),
         "hardware": ceilings.to_json(),
         "forward_us": timing.forward_us,
         "attributed_us": timing.attributed_us,
-        "graph_breaks": captured.graph_breaks,
+        "graph_breaks": measured.graph_breaks,
+        "levers": [dataclasses.asdict(lever) for lever in pulled],
         "rows": [row.to_json() for row in rows],
         "targets": [target.to_json() for target in targets],
     }
@@ -130,6 +133,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="cpp")
     parser.add_argument("--out", required=True)
     parser.add_argument("--trace", default=None)
+    parser.add_argument("--memory", default=None)
+    parser.add_argument("--compile-log", default=None)
+    parser.add_argument("--levers-s", type=float, default=0.0, help="seconds for each lever; 0: none is tried")
     options = parser.parse_args(arguments)
     if options.warmup < 0 or options.iters < 1:
         parser.error("--warmup was expected to be at least 0 and --iters at least 1")
