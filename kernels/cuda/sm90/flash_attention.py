@@ -10,7 +10,7 @@ barrier answers parity 1 at once). A consumer begins the scores of block i + 1, 
 i + 1 while the tensor cores are busy with the latter. P stays in registers: the accumulators' layout is that of wgmma's A operand.
 In shared memory everything is rows of 128 bytes (64 features) whose 16-byte pieces are XORed with the row modulo 8, as TMA writes and
 wgmma reads them. Blocks of keys above the diagonal are skipped. float32, heads wider than 128, and a scale that is not positive: FFMA.
-Other GPUs: sm_90a alone (outside autokernel: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../flash_attention.py runs elsewhere. STAGES and KEYS are bounded by 227 KB of shared memory.
+Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../flash_attention.py runs elsewhere. STAGES and KEYS are bounded by 227 KB of shared memory.
 """
 
 import torch

@@ -10,7 +10,7 @@ a ring of STAGES slices; consumer warpgroups multiply them, 64 rows each. `full`
 all consumer warps have read them; the n-th use of a stage waits for parity n % 2 of `full`, its refill for the other of `empty` (a fresh
 barrier answers parity 1 at once). Slices are rows of 128 bytes whose 16-byte pieces are XORed with the row modulo 8.
 float32 stays float32 (FFMA), never TF32.
-Other GPUs: sm_90a alone (outside autokernel: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../fused_mlp.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
+Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../fused_mlp.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
 """
 
 import torch

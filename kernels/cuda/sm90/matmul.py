@@ -10,7 +10,7 @@ arrives while this one is stored. For every stage there are two mbarriers. `full
 for phase n - 1 of `empty`, and the first needs none: waiting for parity 1 of a fresh barrier returns at once.
 In shared memory a slice is rows of 128 bytes whose 16-byte pieces are XORed with the row modulo 8 (TMA's 128-byte swizzle, which wgmma
 undoes): groups of 8 rows are 1024 bytes. TMA fills zeros beyond the edges. float32 stays float32 (FFMA), never TF32.
-Other GPUs: sm_90a alone (outside autokernel: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../matmul.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
+Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../matmul.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
 """
 
 import torch
