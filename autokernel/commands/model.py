@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -189,9 +190,17 @@ def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> 
     best = regions[0]
     floor = (best.get("what_if") or {}).get("floor")
     worth = f", worth up to {floor:.2f}x on the whole model" if floor else ""
-    click.echo(
-        f"start with {best['name']}: {best['share']:.0%} of the time{worth}; next: autokernel run {found['model']}"
-    )
+    click.echo(f"start with {best['name']}: {best['share']:.0%} of the time{worth}; next: {_next(found)}")
+
+
+def _next(found: Mapping[str, Any]) -> str:
+    """The command that makes this very model faster."""
+    words = ["autokernel", "run", found["model"]]
+    for key, value in found["settings"].items():
+        words += ["--random-weights"] if (key, value) == ("random_weights", "true") else ["--set", f"{key}={value}"]
+    words += [] if found["device"] == "cpu" else ["--device", found["device"]]
+    words += [] if found["dtype"] == "fp32" else ["--dtype", found["dtype"]]
+    return shlex.join(words)
 
 
 def lever_lines(levers: Sequence[Mapping[str, Any]]) -> list[str]:

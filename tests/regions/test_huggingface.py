@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import autokernel
+from autokernel import modelref
+from autokernel.commands.model import _next
 from autokernel.regions import worker
 from autokernel.regions.model import load
 from autokernel.run import history
@@ -162,6 +164,26 @@ def test_a_known_type_without_a_network_is_its_default_config_and_says_so() -> N
     loaded = load(Path("hf:squeezebert"), "cpu", "fp32", {**RANDOM, "seq": "4"})
     assert loaded.module.config.model_type == "squeezebert"
     assert "default configuration of the type 'squeezebert'" in loaded.notes[0]
+
+
+def test_on_the_command_line(llama: Path, tmp_path: Path) -> None:
+    """--random-weights is a setting like any other, and the folder's name is the model's."""
+    command = [sys.executable, "-m", "autokernel", "extract", f"hf:{llama}", "--random-weights", "--set", "seq=8"]
+    done = subprocess.run(
+        [*command, "--backend", "torch", "--iters", "1", "--warmup", "0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    header = (tmp_path / "small-llama-cpu-kernels" / "rmsnorm.py").read_text()
+    assert f"hf:{llama} seq=8 random_weights=true" in header.replace("\n", " ")
+    assert modelref.title("hf:org/Some-Model-3.1") == "Some-Model-3.1"
+    assert modelref.title("hf:.") == Path.cwd().name
+    assert modelref.digest(Path(f"hf:{llama}")) != modelref.digest(Path("hf:org/small-llama"))
+
+
+def test_the_next_command_is_for_this_very_model() -> None:
+    found = {"model": "hf:gpt2", "settings": {"seq": "64", "random_weights": "true"}, "device": "cpu", "dtype": "bf16"}
+    assert _next(found) == "autokernel run hf:gpt2 --set seq=64 --random-weights --dtype bf16"
 
 
 def test_without_transformers_the_extra_is_named(llama: Path) -> None:
