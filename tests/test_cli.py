@@ -333,7 +333,8 @@ def test_profile_adds_up_and_names_a_models_own_mistake(tmp_path: Path) -> None:
 def test_a_run_is_stopped_by_a_signal_and_goes_on_from_there(tmp_path: Path) -> None:
     """The whole job: profile, extract, experiments; SIGTERM ends it with 143, and the same command again resumes."""
     (tmp_path / "tiny.py").write_text(TINY_MODEL)
-    line = [sys.executable, "-m", "autokernel", "run", "tiny.py", "--no-verify", "--budget", "5m", "--max-experiments", "3"]
+    options = "run tiny.py --no-verify --budget 5m --max-experiments 3"
+    line = [sys.executable, "-m", "autokernel", *options.split()]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     process = subprocess.Popen(
         line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,19 +44,20 @@ def book(request: pytest.FixtureRequest) -> Book:
     return request.config.stash[BOOK]
 
 
+class InterpretingJudge(JudgeClient):
+    """Its runners interpret Triton; the variable that says so is set in its processes alone."""
+
+    def _start(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            super()._start()
+
+
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
     """One judge for the whole session: its runners interpret Triton where there is no GPU."""
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        with JudgeClient(tmp_path_factory.mktemp("evil") / "scratch") as client:
-            yield client
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+    with InterpretingJudge(tmp_path_factory.mktemp("evil") / "scratch") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
