@@ -30,8 +30,8 @@ FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
     "proof": 2, "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "agent": 3,
-    "evaluate.client": 1, "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0, "evaluate.protocol": 0,
-    "evaluate.defences": 0,
+    "evaluate.client": 1, "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0,
+    "evaluate.protocol": 0, "evaluate.defences": 0,
 }  # fmt: skip
 
 
