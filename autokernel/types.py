@@ -337,7 +337,9 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One trip around the loop: one commit, one row. ``time`` is ISO 8601 UTC; ``seconds`` is wall time."""
+    """One trip around the loop: one commit, one row. ``time`` is ISO 8601 UTC; ``seconds`` is wall time; ``attempts``
+    is 1, and 1 more for each time that the candidate failed and was mended.
+    """
 
     number: int
     time: str
@@ -349,3 +351,4 @@ class Experiment:
     seconds: float
     commit: str
     cost: Cost = Cost()
+    attempts: int = 1

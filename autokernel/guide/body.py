@@ -176,6 +176,8 @@ def _row(e: Experiment) -> str:
     outcome = {"keep": "kept", "revert": "reverted", "baseline": "baseline"}.get(e.decision, e.decision)
     if not passed:
         outcome = e.verdict.status.value
+    if e.attempts > 1:
+        outcome += f", attempt {e.attempts}"
     change = "–"
     if e.comparison is not None:
         c = e.comparison

@@ -71,8 +71,8 @@ VERSIONS = tuple(COLUMNS[:count] for count in range(len(OLDER), len(COLUMNS) + 1
 _KNOWN = {"\t".join(columns): columns for columns in VERSIONS}  # header -> columns of a file that can be read
 
 
-def row_of(experiment: Experiment, parent: str, attempts: int) -> Row:
-    """The row of a finished experiment whose commit has this parent commit, after so many attempts."""
+def row_of(experiment: Experiment, parent: str) -> Row:
+    """The row of a finished experiment whose commit has this parent commit."""
     verdict, comparison, cost = experiment.verdict, experiment.comparison, experiment.cost
     measured = verdict.measurements
     return Row(
@@ -100,7 +100,7 @@ def row_of(experiment: Experiment, parent: str, attempts: int) -> Row:
         cost_usd=cost.cost_usd,
         commit=experiment.commit,
         parent=parent,
-        attempts=attempts,
+        attempts=experiment.attempts,
         isolation=summary(verdict.environment.get("isolation") or {}),
     )
 

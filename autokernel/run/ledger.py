@@ -191,8 +191,9 @@ class Ledger:
             seconds=proposed.spent_s + judging_s,
             commit=proposed.commit,
             cost=unbooked.total([proposed.cost, *(entry.cost for entry in booked)]),
+            attempts=len(proposed.attempts) + 1,
         )
-        row = history.row_of(experiment, proposed.parent, len(proposed.attempts) + 1)
+        row = history.row_of(experiment, proposed.parent)
         record: dict[str, Any] = {
             "row": row.to_json(),
             "verdict": verdict.to_json(),
@@ -291,6 +292,7 @@ class Ledger:
             seconds=row.seconds,
             commit=row.commit,
             cost=Cost(row.tokens_in, row.tokens_out, row.cost_usd),
+            attempts=row.attempts,
         )
         attempts = record.get("attempts", ())
         self._remember(row, experiment, attempts)

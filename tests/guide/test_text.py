@@ -205,6 +205,13 @@ def test_spills_and_nested_profiles_are_told() -> None:
     assert "Registers are spilled" in body
 
 
+def test_a_candidate_that_was_mended_says_so() -> None:
+    brief = recorded("matmul")
+    mended = dataclasses.replace(brief.history[-1], attempts=3)
+    assert ", attempt 3 |" not in render(brief).body
+    assert ", attempt 3 |" in render(dataclasses.replace(brief, history=(*brief.history[:-1], mended))).body
+
+
 def test_a_bench_command_is_told_as_one(tmp_path: Path) -> None:
     path = tmp_path / "sort.json"
     path.write_text('{"command": "python context/bench.py $KERNEL"}\n')
