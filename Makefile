@@ -6,6 +6,7 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH       ?= torch==2.13.0
 BUDGET      ?= 5m
+WORKERS     ?= 2
 
 PIP   = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 STAMP = $(VENV)/.installed
@@ -15,8 +16,8 @@ STAMP = $(VENV)/.installed
 demo: $(STAMP)  ## the main job: a real model, profiled and made faster, with a report at the end
 	$(VENV)/bin/autokernel run models/llama.py --budget $(BUDGET)
 
-test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+test: $(STAMP)  ## all tests but most of the evil kernels; two at a time, a file in one process
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
 	$(VENV)/bin/python -m pytest -q tests/evil --evil-all
