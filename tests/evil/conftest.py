@@ -71,7 +71,7 @@ def judge_without(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[JudgeClient]:
     """A judge whose sandbox lacks the level that the test names."""
-    monkeypatch.setenv("AUTOKERNEL_TEST_API_KEY", "bait")
+    monkeypatch.setenv("AUTOKERNEL_TEST_BAIT", "bait")
     options = JudgeOptions(isolation_off=frozenset({request.param}))
     with JudgeClient(tmp_path_factory.mktemp("evil") / "scratch", options) as client:
         yield client

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autokernel.commands.model import lever_lines
-from autokernel.regions import levers, recorded, sets, worker
+from autokernel.regions import levers, rank, recorded, sets, worker
 from autokernel.regions.levers import Lever
 from autokernel.regions.model import load
 from autokernel.types import AutokernelError
@@ -41,7 +41,8 @@ def test_weights_become_whole_forwards(weights: tuple[float, ...], forwards: tup
     assert sets.rounds(weights) == forwards
 
 
-def test_each_set_is_captured_and_counted_by_its_weight(tmp_path: Path) -> None:
+def test_each_set_is_captured_and_counted_by_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "LEAST_SHARE", 0.0)  # on a busy machine one stall makes the others' share small
     profile = profiled("two_sets.py", tmp_path)
     assert profile["round"] == [3, 1]
     for target in profile["targets"]:

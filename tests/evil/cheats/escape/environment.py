@@ -18,7 +18,7 @@ def honest(x, weight, eps):
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-KEY = os.environ["AUTOKERNEL_TEST_API_KEY"]
+KEY = os.environ["AUTOKERNEL_TEST_BAIT"]
 
 
 def kernel_fn(x, weight, eps=1e-6):
