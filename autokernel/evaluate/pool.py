@@ -134,15 +134,13 @@ class Handle:
             raise RunnerFailed("refused", told, tail or self.log_tail())
         return answer
 
-    def waited_ns(self) -> int:
-        """How long the runner's threads have been ready to run without a processor, in all; 0 where unknown."""
-        waited = 0
+    def ran_ns(self) -> int | None:
+        """For how long the runner's first thread, which makes the calls, has had a processor, in all. None: unknown."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             if self._runner_pid is None:
                 self._runner_pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
-            for thread in os.scandir(f"/proc/{self._runner_pid}/task"):
-                waited += int(Path(thread.path, "schedstat").read_text().split()[1])
-        return waited
+            return int(Path(f"/proc/{self._runner_pid}/task/{self._runner_pid}/schedstat").read_text().split()[0])
+        return None
 
     def log_tail(self) -> str:
         """The end of what the candidate printed, whatever it made of the file's name."""

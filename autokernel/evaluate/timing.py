@@ -33,14 +33,15 @@ from autokernel.evaluate.rotation import Rotation
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.types import Problem, Status, Workload
 
-TURN_S = 8e-3  # a turn lasts about this long, at least one call
+TURN_S = 16e-3  # a turn lasts about this long, at least one call: to wake a stopped runner is worth some 100 us
 CALIBRATION_CALLS = 4
-GROWTH = 1.5  # sets are laid out anew only when this much more of them are wanted
+GROWTH = 1.1  # sets are laid out anew only when this much more of them are wanted
 CHECKED_TURNS = 0.2  # share of the turns of which outputs are checked
 CHECK_S, RECHECK_S = 0.04, 0.3  # for so long, at least two of them; and at its end, all workloads together
 SETTLE_S = 2e-3  # before a turn: idle threads of whoever ran last fall asleep
 TURN_LIMIT_S = 60.0
-DISTURBED_SHARE = 0.05  # a turn that waited for a processor for more than this share of its time is disturbed
+DISTURBED_SHARE = 0.05  # a turn that was without a processor for more than this share of its time is disturbed,
+REQUEST_S = 3e-4  # and for longer than a request takes
 
 
 class RivalFailed(Exception):
@@ -171,13 +172,14 @@ class Bench:
             time.sleep(SETTLE_S)
             if self.device != "cpu":
                 side.handle.ask("refresh", {"ids": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
-            waited = side.handle.waited_ns()
+            ran_ns = side.handle.ran_ns()
             start = time.perf_counter()
             answer = side.handle.ask("time", {"order": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
             seconds = time.perf_counter() - start
             self._hold([side])
             side.turns += 1
-            side.disturbed_turns += (side.handle.waited_ns() - waited) * 1e-9 > DISTURBED_SHARE * seconds
+            if self.device == "cpu":  # elsewhere that thread waits for the device
+                side.disturbed_turns += disturbed(ran_ns, side.handle.ran_ns(), seconds)
         except RunnerFailed as failure:
             status = failure_status(failure, Status.CRASH)
             raise side.failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
@@ -301,3 +303,13 @@ class Bench:
     def weighted_us(self, samples: Sequence[Mapping[str, float]]) -> float:
         """Microseconds a forward pass: each workload's median, weighted by its count."""
         return sum(r.work.count * statistics.median(s[r.work.key] for s in samples) for r in self.rotations)
+
+
+def disturbed(before_ns: int | None, after_ns: int | None, seconds: float) -> bool:
+    """Whether the thread that makes the calls was without a processor for too much of a turn.
+
+    Told by the time it ran: what Linux counts as waiting includes time in which a thread stood still.
+    """
+    if before_ns is None or after_ns is None:
+        return False
+    return seconds - (after_ns - before_ns) * 1e-9 > DISTURBED_SHARE * seconds + REQUEST_S
