@@ -5,7 +5,7 @@ PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH       ?= torch==2.13.0
-BUDGET      ?= 5m
+BUDGET      ?= 3m
 WORKERS     ?= 2
 
 PIP   = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
