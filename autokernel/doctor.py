@@ -44,6 +44,7 @@ def examine(device: str, ask: Callable[..., Mapping[str, Any]]) -> list[Finding]
         _python(),
         _processor(),
         *_gpus(),
+        *([*_conditions(device), *_watchers()] if device.startswith("cuda") else ()),
         _compiler(),
         _headers(),
         _tool("git", "apt-get install git", fatal=True),
@@ -96,6 +97,60 @@ def _gpus() -> list[Finding]:
     if first is None:
         return [Finding("gpu", "missing", "nvidia-smi is there but fails", "nvidia-smi   # read what it says")]
     return [Finding("gpu", "ok", first)]
+
+
+def _conditions(device: str) -> list[Finding]:
+    """What the judge looks at around every timed block of a GPU."""
+    from autokernel.evaluate.nvml import Watch
+
+    watch = Watch(device)
+    seen = watch.look()
+    if seen is None:
+        detail = f"cannot be seen ({watch.missing}): a GPU that is throttled or shared goes unnoticed"
+        return [Finding("gpu conditions", "missing", detail, "nvidia-smi -q -d PERFORMANCE   # the driver's own view")]
+    clocks = ", ".join(
+        f"{name} {value} {unit}" if value is not None else f"{name} unknown"
+        for name, value, unit in (
+            ("SM", seen.sm_mhz, "MHz"), ("memory", seen.memory_mhz, "MHz"), ("temperature", seen.temperature_c, "°C")
+        )
+    )  # fmt: skip
+    findings = [Finding("gpu clocks", "ok", clocks)]
+    if seen.throttled:
+        mend = "let it cool, or mend its power supply or airflow   # nvidia-smi -q -d PERFORMANCE"
+        findings.append(Finding("gpu throttling", "missing", f"{', '.join(seen.throttled)}: times are void", mend))
+    elif seen.throttled is None:
+        findings.append(Finding("gpu throttling", "note", "the driver does not say"))
+    else:
+        capped = "; at its power limit, which is ordinary under load" if seen.power_capped else ""
+        findings.append(Finding("gpu throttling", "ok", f"none{capped}"))
+    return [*findings, _gpu_processes(seen.listed)]
+
+
+def _watchers() -> list[Finding]:
+    """The tools of the CUDA toolkit that bench and run call when asked; their rights show only when they run."""
+    from autokernel.evaluate import toolrun
+
+    found = []
+    for name, purpose in (("ncu", "bench --ncu"), ("compute-sanitizer", "--sanitize")):
+        path = toolrun.command(name)
+        found.append(Finding(name, "ok", path) if path else Finding(name, "note", f"not found: no {purpose}"))
+    return found
+
+
+def _gpu_processes(listed: Sequence[int] | None) -> Finding:
+    """This process is not on the GPU itself, so that whoever the driver lists is another."""
+    if listed is None:
+        return Finding("gpu processes", "note", "the driver does not say which processes are on it")
+    if not listed:
+        return Finding("gpu processes", "ok", "none listed (a container may hide others)")
+    return Finding("gpu processes", "note", f"others are on it, and disturb times: {', '.join(map(_process, listed))}")
+
+
+def _process(pid: int) -> str:
+    try:
+        return f"{pid} {psutil.Process(pid).name()}"
+    except psutil.Error:
+        return f"{pid} (of another namespace, or gone)"
 
 
 def _compiler() -> Finding:

@@ -171,6 +171,11 @@ class Backend(Protocol):
         """Environment of a runner that builds such files, its caches under the folder ``cache``."""
         ...
 
+    def warm_up(self) -> None:
+        """Make ready, once, what every runner on this backend's devices would else make for itself; runners are forked
+        from the process that does. A backend may leave this method out.
+        """
+
     def check(self, tree: Any) -> str | None:
         """Why the policy refuses this parsed file (``ast.Module``), or None. Advisory: processes are the wall."""
         ...

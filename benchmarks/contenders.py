@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -111,7 +112,7 @@ def contenders(
     for backend in OURS:
         path = assets.starter(case.problem, backend, arch)
         if path and kind in registry.load("backends", backend).devices:
-            yield backend, lambda path=path: load(path)
+            yield backend, lambda path=path, backend=backend: built(path, backend)
     for folder in peers:
         for path in sorted(folder.rglob("*.py")):
             if path.stem == case.problem or f'KERNEL_TYPE = "{case.problem}"' in path.read_text(errors="replace"):
@@ -151,6 +152,17 @@ def _liger(problem: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "Liger", lambda: calls[problem]
 
 
+def built(path: Path, backend: str) -> Any:
+    """The ``kernel_fn`` of a starter, built as the judge builds it."""
+    before = dict(os.environ)
+    os.environ.update(registry.load("backends", backend).environment(str(assets.cache_folder() / "table4")))
+    try:
+        return load(path)
+    finally:  # torch.compile has its own idea of a compiler
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def load(path: Path) -> Any:
     """The ``kernel_fn`` of a kernel file."""
     spec = importlib.util.spec_from_file_location(f"table4_{path.parent.name}_{path.stem}", path)
@@ -173,9 +185,10 @@ def work(options: argparse.Namespace) -> None:
     case = Case(**request["case"])
     problem = registry.load("problems", case.problem)
     workload = case.workload(options.dtype)
-    tensors = problem.make_inputs(workload.dims, workload.dtype, torch.Generator().manual_seed(7))
-    want = expected(problem, tensors, workload.scalars, problem.flops(workload), options.device)
-    there = tuple(t.to(options.device) for t in tensors)
+    with torch.device(options.device):
+        generator = torch.Generator(options.device).manual_seed(7)
+        there = problem.make_inputs(workload.dims, workload.dtype, generator)
+    want = expected(problem, there, workload.scalars, problem.flops(workload), options.device)
     for name, make in contenders(case, options.device, options.compile_mode, options.peer):
         if name in request["skip"]:
             continue
@@ -189,7 +202,7 @@ def work(options: argparse.Namespace) -> None:
                     f"{want.dtype} {tuple(want.oracle.shape)} expected, {out.dtype} {tuple(out.shape)} returned"
                 )
             tolerance = problem.tolerances[options.dtype]
-            worst, wrong = mismatch(out.cpu(), want, tolerance, statistical=not name.startswith("peer"))
+            worst, wrong = mismatch(out, want, tolerance, statistical=not name.startswith("peer"))
             answer |= {"error": worst}
             if wrong and name not in ("eager", "compile", "library"):
                 answer["failed"] = f"wrong: {wrong}"

@@ -1,13 +1,16 @@
 """How often does the judge keep nothing, and how often does it keep something? Measured, not assumed.
 
 A/A: the incumbent's own source with a new comment, judged as any candidate is. Power: the incumbent spends a known
-share of its own time on nothing, and the candidate does not. Run it on an otherwise idle machine:
+share of its own work on nothing, and the candidate does not: on a CPU it waits that much longer, on a GPU it does rows
+or steps again (noise_kernels/). Run it on an otherwise idle machine:
 
     python benchmarks/noise.py --aa 100 --power 30 --gain 0.05 --json noise.json
+    python benchmarks/noise.py --device cuda --aa 100 --power 30 --gain 0.02 --json noise.json
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -22,11 +25,20 @@ from autokernel.assets import starter
 from autokernel.evaluate.client import Assignment, Evaluation, JudgeClient, JudgeOptions
 from autokernel.types import Target, Workload
 
+RMS = {"eps": 1e-6}
 CASES = {
-    "rmsnorm 512x768 fp32": Workload({"R": 512, "C": 768}, "fp32", scalars={"eps": 1e-6}),
-    "rmsnorm 64x256 fp32": Workload({"R": 64, "C": 256}, "fp32", scalars={"eps": 1e-6}),
-    "rmsnorm 4096x1024 fp32": Workload({"R": 4096, "C": 1024}, "fp32", scalars={"eps": 1e-6}),
+    "cpu": {
+        "rmsnorm 512x768 fp32": Workload({"R": 512, "C": 768}, "fp32", scalars=RMS),
+        "rmsnorm 64x256 fp32": Workload({"R": 64, "C": 256}, "fp32", scalars=RMS),
+        "rmsnorm 4096x1024 fp32": Workload({"R": 4096, "C": 1024}, "fp32", scalars=RMS),
+    },
+    "cuda": {
+        "rmsnorm 8192x4096 fp16": Workload({"R": 8192, "C": 4096}, "fp16", scalars=RMS),
+        "matmul 4096x4096x4096 fp16": Workload({"M": 4096, "N": 4096, "K": 4096}, "fp16"),
+        "rmsnorm 256x1024 fp16": Workload({"R": 256, "C": 1024}, "fp16", scalars=RMS),
+    },
 }
+KERNELS = Path(__file__).with_name("noise_kernels")
 LAUNCH = "void launch(TensorView x, TensorView weight, TensorView y, double eps) {"
 DRAG = """
 #include <chrono>
@@ -40,11 +52,24 @@ struct Drag {  // spends a share of what the call took on nothing
 """
 
 
-def with_extra_work(source: str, share: float) -> str:
-    """The kernel, slower by this share of its own time."""
-    if source.count(LAUNCH) != 1:
-        raise SystemExit(f"expected `{LAUNCH}` once in the rmsnorm starter; found it {source.count(LAUNCH)} times")
-    return source.replace(LAUNCH, f"{DRAG.replace('SHARE', str(share))}\n{LAUNCH}\n  Drag drag;")
+def honest(kind: str, problem: str) -> str:
+    """The kernel of a case: the CPU's starter, or one of noise_kernels/."""
+    path = starter(problem, "cpp") if kind == "cpu" else KERNELS / f"{problem}.py"
+    assert path is not None
+    return path.read_text()
+
+
+def with_extra_work(kind: str, source: str, share: float) -> str:
+    """The kernel, made to do more by this share of its own work."""
+    if kind != "cpu":
+        return once_replaced(source, "EXTRA = 0.0\n", f"EXTRA = {100 * share:g}\n")
+    return once_replaced(source, LAUNCH, f"{DRAG.replace('SHARE', str(share))}\n{LAUNCH}\n  Drag drag;")
+
+
+def once_replaced(source: str, old: str, new: str) -> str:
+    if source.count(old) != 1:
+        raise SystemExit(f"expected `{old.strip()}` once in the kernel; found it {source.count(old)} times")
+    return source.replace(old, new)
 
 
 def summary(name: str, evaluations: list[Evaluation]) -> dict[str, object]:
@@ -70,23 +95,32 @@ def summary(name: str, evaluations: list[Evaluation]) -> dict[str, object]:
 @click.option("--aa", default=100, show_default=True, help="A/A candidates a case.")
 @click.option("--power", default=30, show_default=True, help="Truly faster candidates a case.")
 @click.option("--gain", default=0.05, show_default=True, help="How much less work these do, as a fraction.")
-@click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Default: the first.")
+@click.option("--case", "wanted", multiple=True, help="Cases whose name contains this. Default: on a CPU the first.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write every comparison there.")
-def main(aa: int, power: int, gain: float, cases: tuple[str, ...], path: Path | None) -> None:
-    file = starter("rmsnorm", "cpp")
-    assert file is not None
-    honest = file.read_text()
-    slower = with_extra_work(honest, gain)
+def main(aa: int, power: int, gain: float, wanted: tuple[str, ...], device: str, path: Path | None) -> None:
+    kind = device.split(":")[0]
+    known = CASES[kind]
+    names = [name for name in known if any(word in name for word in wanted)]
+    if not names:
+        if wanted:
+            raise SystemExit(f"no case contains {' or '.join(wanted)}; there are: {', '.join(known)}")
+        names = list(known)[:1] if kind == "cpu" else list(known)
     rows: list[dict[str, object]] = []
     raw: dict[str, list[dict[str, object]]] = {}
-    with tempfile.TemporaryDirectory() as folder, JudgeClient(Path(folder) / "scratch", JudgeOptions()) as judge:
-        for case in cases or tuple(CASES)[:1]:
-            target = Target("rmsnorm", "rmsnorm", "cpp", (CASES[case],), share=1.0, eager_us=1.0, floor_us=1.0)
-            for series, count, incumbent in ((f"{case} A/A", aa, honest), (f"{case} +{gain:.0%}", power, slower)):
-                evaluations = []
+    options = JudgeOptions(device=device)
+    with tempfile.TemporaryDirectory() as folder, JudgeClient(Path(folder) / "scratch", options) as judge:
+        for case in names:
+            problem = case.split()[0]
+            source = honest(kind, problem)
+            backend = "cpp" if kind == "cpu" else "triton"
+            target = Target(problem, problem, backend, (known[case],), share=1.0, eager_us=1.0, floor_us=1.0)
+            slower = with_extra_work(kind, source, gain)
+            for series, count, incumbent in ((f"{case} A/A", aa, source), (f"{case} +{gain:.0%}", power, slower)):
+                evaluations: list[Evaluation] = []
                 started = time.monotonic()
                 for number in range(count):
-                    candidate = f"{honest}\n# candidate {number}\n"
+                    candidate = f"{source}\n# candidate {number}\n"
                     evaluations.append(
                         judge.evaluate(Assignment(target, candidate, incumbent=incumbent, baselines=False))
                     )
@@ -94,19 +128,21 @@ def main(aa: int, power: int, gain: float, cases: tuple[str, ...], path: Path | 
                     verdict = evaluations[-1].verdict
                     line = told.reason if told else f"{verdict.status.value}: {verdict.reason}"
                     print(f"{series} {number + 1}/{count} {time.monotonic() - started:.0f} s: {line}", file=sys.stderr)
+                    if path is not None:  # after each: a run that is cut short has measured what it has
+                        raw[series] = [dataclasses.asdict(e.comparison) for e in evaluations if e.comparison]
+                        found = [*rows, summary(series, evaluations)]
+                        path.write_text(json.dumps({"rows": found, "comparisons": raw}, indent=1) + "\n")
                 if evaluations:
                     rows.append(summary(series, evaluations))
-                    raw[series] = [vars(e.comparison) for e in evaluations if e.comparison]
     print(
         f"{'series':32} {'n':>4} {'kept':>5} {'confirmed':>10} {'median %':>9} {'p5 %':>7} {'p95 %':>7} {'s each':>7}"
     )
     for row in rows:
         print(
-            f"{row['series']:32} {row['n']:>4} {row['kept']:>5} {row['confirmed']:>10} {row['median_pct']:>9.2f} "
+            f"{row['series']:32} {row['n']:>4} {row['kept']:>5} {row['confirmed']:>10} "
+            f"{row['median_pct'] or 0.0:>9.2f} "
             f"{row['p5_pct']:>7.2f} {row['p95_pct']:>7.2f} {row['seconds']:>7.2f}"
         )
-    if path is not None:
-        path.write_text(json.dumps({"rows": rows, "comparisons": raw}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/table4.py --device cuda --decode --json table4.json --chart table4.png
     python benchmarks/table4.py --only softmax --peer ../elsewhere/kernels
+    python benchmarks/table4.py --device cuda --gpus 0,1,2,3    # cases spread over equal GPUs; a case stays on one
 
 Rivals: PyTorch eager, torch.compile, the best library calls (SDPA's flash and cuDNN backends, F.rms_norm and the like,
 Liger's Triton kernels where it can be imported), and with --peer any folder of kernel files that define kernel_fn.
@@ -15,9 +16,12 @@ marked, and skipped.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import math
+import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -34,9 +38,10 @@ WORKER = Path(__file__).with_name("contenders.py")
 CASE_S = 600.0
 
 
-def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(case: Case, options: argparse.Namespace, gpu: str | None) -> list[dict[str, Any]]:
     """Every contender's time; a worker that dies is started again without the contender that killed it."""
     found: list[dict[str, Any]] = []
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
     while True:
         command = [sys.executable, str(WORKER), "--device", options.device, "--dtype", options.dtype]
         command += ["--compile-mode", options.compile_mode]
@@ -45,7 +50,9 @@ def measure(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
         request = json.dumps({"case": dataclasses.asdict(case), "skip": [each["name"] for each in found]})
         begun = None
         try:
-            done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=CASE_S, check=False)
+            done = subprocess.run(
+                command, input=request, capture_output=True, text=True, timeout=CASE_S, check=False, env=environment
+            )
             out, code, tail = done.stdout, done.returncode, done.stderr.strip().splitlines()[-1:]
         except subprocess.TimeoutExpired as late:
             out, code, tail = (late.stdout or b"").decode() if isinstance(late.stdout, bytes) else "", -1, ["too long"]
@@ -123,6 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--only", action="append", default=[], help="cases whose name contains this; repeatable")
     parser.add_argument("--decode", action="store_true", help="also cases of 1 to 64 rows")
+    parser.add_argument("--gpus", default="", help="ids of equal GPUs, such as 0,1: as many cases at a time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--chart", type=Path)
     options = parser.parse_args()
@@ -132,16 +140,29 @@ def main() -> None:
     if not cases:
         parser.error(f"no case contains {options.only}; there are: {', '.join(case.name for case in known)}")
     ceilings = hardware.measure(options.device, refresh=True)
-    rows = []
-    for case in cases:
+    idle: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    gpus = [each for each in options.gpus.split(",") if each] or [None]
+    for gpu in gpus:
+        idle.put(gpu)
+
+    def row(case: Case) -> dict[str, Any]:
         workload = case.workload(options.dtype)
         problem = registry.load("problems", case.problem)
         floor_us = ceilings.floor_us(problem.flops(workload), problem.bytes(workload), workload.dtype)
-        rows.append(line(case, measure(case, options), floor_us))
-        print(f"{case.name}: {rows[-1].get('ratio', float('nan')):.2f}", file=sys.stderr, flush=True)
-        if options.json:  # after every case: a run that is cut short is a shorter table
-            data = {"machine": ceilings.to_json(), "device": options.device, "dtype": options.dtype, "rows": rows}
-            options.json.write_text(json.dumps({**data, "time": time.strftime("%Y-%m-%d")}, indent=1))
+        gpu = idle.get()
+        try:
+            return line(case, measure(case, options, gpu), floor_us)
+        finally:
+            idle.put(gpu)
+
+    rows: list[dict[str, Any]] = []
+    with concurrent.futures.ThreadPoolExecutor(len(gpus)) as pool:
+        for found in pool.map(row, cases):
+            rows.append(found)
+            print(f"{found['case']}: {found.get('ratio', float('nan')):.2f}", file=sys.stderr, flush=True)
+            if options.json:  # after every case: a run that is cut short is a shorter table
+                data = {"machine": ceilings.to_json(), "device": options.device, "dtype": options.dtype, "rows": rows}
+                options.json.write_text(json.dumps({**data, "time": time.strftime("%Y-%m-%d")}, indent=1))
     print(table(rows))
     if options.chart:
         chart(rows, options.chart, f"{ceilings.name}, {options.dtype}, {time.strftime('%Y-%m-%d')}")

@@ -61,6 +61,30 @@ def test_a_passing_verdict_shows_time_roofline_baselines_evidence_and_isolation(
     assert text.index("library (") < text.index("eager (")
 
 
+def test_what_a_profiler_and_a_sanitizer_found_is_shown_beside_the_compilers_report() -> None:
+    ncu = {"sm_pct": 22.0, "dram_pct": 81.25, "achieved_occupancy": 0.705, "dram_read_bytes": 33_554_432.0,
+           "top_stall": "long_scoreboard", "registers": 40.0}  # fmt: skip
+    found = {"sanitizer": {"memcheck": "0 errors in 30 calls"}, "ncu": {"workload": "R512xC768_fp32"}}
+    verdict = dataclasses.replace(
+        PASS,
+        evidence={"rms_kernel": {"registers": 40, "occupancy_at_bounds": 0.75, "ncu": ncu}, "copy": {"ncu": ncu}},
+        environment={**PASS.environment, **found},
+    )
+    text = " ".join(shown(verdict).split())
+    for told in (
+        "rms_kernel: 40 registers, 75% of the SM's warps resident in full blocks",
+        "rms_kernel, ncu: 22 % of the SMs' peak, 81 % of DRAM's peak, 70% of its warps active on average, 33.55 MB",
+        "waits on long_scoreboard",
+        "copy, ncu: 22 %",
+        "memcheck: 0 errors in 30 calls",
+        "of one call of R512xC768_fp32, with cold caches",
+    ):
+        assert told in text, text
+    assert to_json(Evaluation(verdict, None, 1.0), Floor())["evidence"]["rms_kernel"]["ncu"] == ncu
+    none = {**PASS.environment, "ncu": {"workload": "R512xC768_fp32", "missing": "ncu may not read counters"}}
+    assert "none: ncu may not read counters" in shown(dataclasses.replace(PASS, environment=none))
+
+
 def test_an_unknown_ceiling_is_empty_and_not_wrong() -> None:
     verdict = dataclasses.replace(PASS, measurements=dataclasses.replace(MEASURED, pct_peak=None))
     assert "unknown: this device's ceilings could not be measured" in shown(verdict, floor=Floor())

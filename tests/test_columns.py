@@ -21,9 +21,11 @@ GROUND = ("types", "modelref", "extension", "registry", "assets", "hardware", "r
 DAEMON = (
     "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run",
     "proposers", "guide", "strategies", "agent", "evaluate.client", "evaluate.bench_command", "evaluate.bench_metric",
-    "evaluate.protocol", "evaluate.decision", "evaluate.defences",
+    "evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml", "evaluate.toolrun",
+    "evaluate.nsight", "evaluate.sanitizer",
 )  # fmt: skip
-SHARED = ("evaluate.protocol", "evaluate.decision", "evaluate.defences")  # both columns speak of these; no torch
+# Both columns speak of these; no torch.
+SHARED = ("evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml")
 USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
 READ_BY_USER = ("run.history",)
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
@@ -31,7 +33,8 @@ HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
     "proof": 2, "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "agent": 3,
     "evaluate.client": 1, "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0,
-    "evaluate.protocol": 0, "evaluate.defences": 0,
+    "evaluate.protocol": 0, "evaluate.defences": 0, "evaluate.nvml": 0, "evaluate.toolrun": 1, "evaluate.nsight": 1,
+    "evaluate.sanitizer": 1,
 }  # fmt: skip
 
 

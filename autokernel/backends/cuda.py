@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel.backends._occupancy import RESERVED_SHARED_BYTES, WARP, occupancy
 from autokernel.backends._policy import TORCH_ALLOCATION, refusal
 from autokernel.extension import Missing
 from autokernel.types import AutokernelError
@@ -113,9 +115,11 @@ class CudaBackend:
         """What the compiler made of every kernel of the libraries built under ``cache``, by kernel name.
 
         registers (a thread), spill_bytes (the stack frame a thread: spilled registers, and arrays indexed at run time;
-        0 is good), shared_bytes (static shared memory a block) and variants (template instances). The figures are those
-        of the instance that spills most, then uses most registers. What cannot be read is left out: the files were
-        written by a candidate's process.
+        0 is good), shared_bytes (static shared memory a block) and variants (template instances). Where the kernel has
+        __launch_bounds__, also threads (the most of a block) and, where the SM is known, occupancy_at_bounds: resident
+        warps over the SM's most, 0 to 1, of blocks that large and without dynamic shared memory, which only a launch
+        knows. The figures are those of the instance that spills most, then uses most registers. What cannot be read is
+        left out: the files were written by a candidate's process.
         """
         worst: dict[str, dict[str, float]] = {}
         variants: dict[str, int] = {}
@@ -124,7 +128,7 @@ class CudaBackend:
                 name = _plain(mangled)
                 variants[name] = variants.get(name, 0) + 1
                 if name not in worst or _rank(figures) > _rank(worst[name]):
-                    worst[name] = dict(figures)
+                    worst[name] = figures
         return {name: {**figures, "variants": variants[name]} for name, figures in sorted(worst.items())}
 
 
@@ -180,16 +184,18 @@ ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 SECTION = struct.Struct("<IIQQQQIIQQ")
 SYMBOL = struct.Struct("<IBBHQQ")
 REGISTERS, FRAME_BYTES = 0x2F, 0x11  # attributes of .nv.info: (symbol, value) pairs
+MOST_THREADS = 0x05  # of .nv.info.<kernel>, where it has __launch_bounds__: most threads of a block in x, y, z
+WIDE_FLAGS_ABI = 8  # from this ABI on (CUDA 13) the second byte of an ELF's flags is the architecture, before the first
 LIBRARY_BYTES = 256 << 20
+MOST_BLOCK_THREADS = 1024
 VALUE_FOLLOWS = 4  # an attribute's format whose value has a length of its own; others take four bytes in all
-RESERVED_SHARED_BYTES = 1024  # the driver's own part of a block's, counted in where .nv.shared.reserved.0 exists
 
 
-def resources(data: bytes) -> dict[str, dict[str, int]]:
-    """Registers, stack and static shared memory of every kernel in an object or a library that nvcc wrote with
-    ``-no-compress``. Source of the layout: the ELF specification; .nv.info as ``ptxas -v`` confirms it.
+def resources(data: bytes) -> dict[str, dict[str, float]]:
+    """Registers, stack, static shared memory and launch bounds of every kernel in an object or a library that nvcc
+    wrote with ``-no-compress``. Source of the layout: the ELF specification; .nv.info as ``ptxas -v`` confirms it.
     """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     at = data.find(b"\x7fELF", 1)
     while at >= 0:
         header = ELF_HEADER.unpack_from(data, at) if at + ELF_HEADER.size <= len(data) else None
@@ -200,7 +206,7 @@ def resources(data: bytes) -> dict[str, dict[str, int]]:
     return found
 
 
-def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[str, int]]:
+def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[str, float]]:
     sections = [SECTION.unpack_from(data, base + header[6] + i * header[11]) for i in range(header[12])]
 
     def text(table: int, offset: int) -> str:
@@ -211,8 +217,13 @@ def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[st
     symbols = named.get(".symtab")
     if symbols is None or ".nv.info" not in named:
         return {}
-    kernels: dict[str, dict[str, int]] = {}
-    for attribute, value in _attributes(data[base + named[".nv.info"][4] :][: named[".nv.info"][5]]):
+
+    def info(section: str) -> Iterator[tuple[int, bytes]]:
+        start, size = named[section][4:6]
+        return _attributes(data[base + start :][:size])
+
+    kernels: dict[str, dict[str, float]] = {}
+    for attribute, value in info(".nv.info"):
         if attribute in (REGISTERS, FRAME_BYTES) and len(value) == 8:
             symbol, amount = struct.unpack("<II", value)
             entry = SYMBOL.unpack_from(data, base + symbols[4] + symbol * SYMBOL.size)
@@ -224,7 +235,20 @@ def _cubin(data: bytes, base: int, header: tuple[Any, ...]) -> dict[str, dict[st
             kernel["registers" if attribute == REGISTERS else "spill_bytes"] = amount
             reserved = RESERVED_SHARED_BYTES if ".nv.shared.reserved.0" in named else 0
             kernel["shared_bytes"] = max(0, shared[5] - reserved) if shared else 0
+    arch = header[7] >> 8 & 0xFF if header[0][8] >= WIDE_FLAGS_ABI else header[7] & 0xFF
+    for name, kernel in kernels.items():
+        bounds = dict(info(f".nv.info.{name}")).get(MOST_THREADS, b"") if f".nv.info.{name}" in named else b""
+        kernel.update(_at_bounds(arch, kernel, bounds))
     return kernels
+
+
+def _at_bounds(arch: int, kernel: Mapping[str, float], bounds: bytes) -> dict[str, float]:
+    """threads and occupancy_at_bounds, as far as they are known."""
+    threads = math.prod(struct.unpack("<III", bounds)) if len(bounds) == 12 else 0
+    if not (0 < threads <= MOST_BLOCK_THREADS and kernel["registers"] > 0):
+        return {}
+    share = occupancy(arch, int(kernel["registers"]), -(-threads // WARP), int(kernel["shared_bytes"]))
+    return {"threads": threads} if share is None else {"threads": threads, "occupancy_at_bounds": share}
 
 
 def _attributes(info: bytes) -> Iterator[tuple[int, bytes]]:

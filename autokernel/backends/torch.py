@@ -36,7 +36,7 @@ class TorchBackend:
         return ()
 
     def environment(self, cache: str) -> dict[str, str]:
-        return {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        return {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
 
     def check(self, tree: ast.Module) -> str | None:
         return refusal(tree, self.imports, torch_names=None)

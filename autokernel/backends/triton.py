@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import struct
@@ -20,7 +21,10 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from autokernel.assets import cache_folder
+from autokernel.backends._occupancy import WARP, occupancy
 from autokernel.backends._policy import FORBIDDEN_NAMES, TORCH_ALLOCATION, refusal
+from autokernel.backends.cuda import architecture
 from autokernel.extension import Missing
 
 GUIDE = """\
@@ -43,14 +47,6 @@ GUIDE = """\
 - No float atomics: results must be bitwise the same on every run. No @triton.autotune: the loop is the tuner.
 - Integer arguments that equal 1 or are divisible by 16 are compiled separately; do_not_specialize avoids that.
 """
-
-# Of an SM: most warps and shared memory, by compute capability. Registers (64 K) and blocks (32) are the same for all.
-_SM_LIMITS: Mapping[int, tuple[int, int]] = {
-    80: (64, 164 << 10), 86: (48, 100 << 10), 87: (48, 164 << 10), 89: (48, 100 << 10),
-    90: (64, 228 << 10), 100: (64, 228 << 10), 103: (64, 228 << 10), 120: (48, 100 << 10),
-}  # fmt: skip
-_SM_REGISTERS, _SM_BLOCKS, _BLOCK_RESERVED_BYTES = 65536, 32, 1024
-_REGISTER_UNIT = 256  # registers are given to a warp in units of so many
 
 # ELF64 and the attributes of its .nv.info section: (format 4: a sized value), then the attribute.
 _SVAL, _REGCOUNT, _FRAME_SIZE = 4, 0x2F, 0x11
@@ -107,6 +103,31 @@ class TritonBackend:
             "TRITON_DEFAULT_FP_FUSION": "1",
             "PATH": path,
         }
+
+    def warm_up(self) -> None:
+        """Load the compiler, by compiling something, and build what it builds once a machine: it costs every process
+        1.5 s otherwise. Opens no CUDA context and leaves no thread, so the caller may fork.
+        """
+        os.environ["TRITON_CACHE_DIR"] = str(cache_folder() / "triton")
+        os.environ["TRITON_ALWAYS_COMPILE"] = "1"
+        try:
+            import triton
+            from triton.backends.compiler import GPUTarget
+            from triton.compiler import ASTSource
+
+            from autokernel.backends._warm_kernel import copy_kernel
+
+            _ = triton.runtime.driver.active.utils
+            chip = re.match(r"(\d+)\.(\d+)", architecture() or "")
+            if chip:
+                types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32", "BLOCK": "constexpr"}
+                source = ASTSource(fn=copy_kernel, signature=types, constexprs={"BLOCK": 16})
+                triton.compile(source, target=GPUTarget("cuda", int(chip[1] + chip[2]), WARP))
+        except Exception as error:  # then every runner does it for itself, and says why it cannot
+            print(f"triton could not be warmed up: {error}", file=sys.stderr)
+        finally:
+            for name in ("TRITON_CACHE_DIR", "TRITON_ALWAYS_COMPILE"):
+                del os.environ[name]
 
     def check(self, tree: ast.Module) -> str | None:
         """As for other languages on the host's side; a kernel's own body may say ``tl.sum``, but nothing of torch."""
@@ -245,24 +266,6 @@ def resources(cubin: bytes) -> dict[str, tuple[int, int]]:
             found.setdefault(text(strings, name_at), {})[attribute] = value
         at += length
     return {name: (v[_REGCOUNT], v.get(_FRAME_SIZE, 0)) for name, v in found.items() if _REGCOUNT in v}
-
-
-def occupancy(arch: int, registers: int, warps: int, shared_bytes: int) -> float | None:
-    """Warps that are resident on an SM over the most it takes, 0 to 1; None for an SM that is not known.
-
-    Source: CUDA C++ Programming Guide, technical specifications by compute capability.
-    """
-    if arch not in _SM_LIMITS:
-        return None
-    most_warps, memory = _SM_LIMITS[arch]
-    for_a_warp = -(-32 * registers // _REGISTER_UNIT) * _REGISTER_UNIT
-    blocks = min(
-        _SM_BLOCKS,
-        most_warps // warps,
-        _SM_REGISTERS // (for_a_warp * warps),
-        memory // (shared_bytes + _BLOCK_RESERVED_BYTES),
-    )
-    return round(blocks * warps / most_warps, 3)
 
 
 BACKEND = TritonBackend()

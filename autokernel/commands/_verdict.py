@@ -62,6 +62,11 @@ class Stages:
         if verdict.status is not Status.PASS:
             self._say(f"{click.style('✗', fg='red')} {verdict.stage}: {verdict.status.value}: {verdict.reason}")
 
+    def undone(self, reason: str) -> None:
+        """The current stage came to nothing, which is not the file's fault."""
+        self._say(f"{click.style('!', fg='yellow')} {self.current}: {reason}")
+        self.current = ""
+
     def _passed(self) -> None:
         if self.current:
             took = click.style(f"{time.monotonic() - self._since:6.2f} s", dim=True)
@@ -162,6 +167,10 @@ def show(evaluation: Evaluation, floor: Floor, console: Console) -> None:
     if comparison is not None:
         _add(table, "compared", [_interval(comparison), f"[dim]{escape(comparison.reason)}[/]"])
     _add(table, "evidence", [escape(line) for line in _evidence(verdict.evidence)])
+    if ncu := verdict.environment.get("ncu"):
+        told = f"none: {ncu['missing']}" if "missing" in ncu else f"of one call of {ncu['workload']}, with cold caches"
+        _add(table, "counters", [escape(told)])
+    _add(table, "sanitizer", [escape(f"{k}: {v}") for k, v in verdict.environment.get("sanitizer", {}).items()])
     if verdict.environment.get("isolation"):
         _add(table, "isolation", [_levels(verdict.environment["isolation"])])
     _add(table, "doubts", [f"[yellow]{escape(doubt)}[/]" for doubt in doubts(verdict)])
@@ -233,18 +242,44 @@ def _interval(comparison: Comparison) -> str:
 
 
 def _evidence(evidence: Mapping[str, Any]) -> Iterator[str]:
-    """A line a kernel, in the words of whoever reads a compiler's report."""
-    units = {"occupancy": "of the SM's warps resident", "registers": "registers", "spill_bytes": "bytes spilled",
-             "shared_bytes": "bytes of shared memory", "warps": "warps", "variants": "variants"}  # fmt: skip
+    """A line a kernel in the words of whoever reads a compiler's report, and one of what a profiler counted."""
     for kernel, figures in evidence.items():
         if not isinstance(figures, Mapping):
             yield f"{kernel}: {figures}"
             continue
-        parts = []
-        for name, value in figures.items():
-            number = f"{value:.0%}" if name == "occupancy" and isinstance(value, (int, float)) else f"{value}"
-            parts.append(f"{number} {units.get(name, name)}")
-        yield f"{kernel}: {', '.join(parts)}"
+        compiled = {name: value for name, value in figures.items() if not isinstance(value, Mapping)}
+        if compiled:
+            yield f"{kernel}: {', '.join(_figure(name, value) for name, value in compiled.items())}"
+        for profiler, counted in figures.items():
+            if isinstance(counted, Mapping):
+                yield f"{kernel}, {profiler}: {', '.join(_figure(name, value) for name, value in counted.items())}"
+
+
+UNITS = {
+    "registers": "registers", "spill_bytes": "bytes spilled", "shared_bytes": "bytes of shared memory",
+    "warps": "warps", "variants": "variants", "threads": "threads at most", "time_us": "µs", "waves": "waves",
+}  # fmt: skip
+SHARES = {
+    "occupancy": "of the SM's warps resident", "occupancy_at_bounds": "of the SM's warps resident in full blocks",
+    "achieved_occupancy": "of its warps active on average", "top_stall_share": "of the time between two instructions",
+}  # fmt: skip
+PERCENTAGES = {
+    "sm_pct": "of the SMs' peak", "dram_pct": "of DRAM's peak", "l1_hit_pct": "hits in L1",
+    "l2_hit_pct": "hits in L2",
+}  # fmt: skip
+TRAFFIC = {"dram_read_bytes": "read from DRAM", "dram_written_bytes": "written to DRAM"}
+
+
+def _figure(name: str, value: Any) -> str:
+    if isinstance(value, (int, float)):
+        if name in SHARES:
+            return f"{value:.0%} {SHARES[name]}"
+        if name in PERCENTAGES:
+            return f"{value:.0f} % {PERCENTAGES[name]}"
+        if name in TRAFFIC:
+            return f"{value / 1e6:,.2f} MB {TRAFFIC[name]}"
+        return f"{value:,.10g} {UNITS.get(name, name)}"
+    return f"waits on {value}" if name == "top_stall" else f"{value} {UNITS.get(name, name)}"
 
 
 def _levels(levels: Mapping[str, Any]) -> str:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
 
 from autokernel.evaluate.decision import (
     FIRST_LOOK,
@@ -23,8 +26,9 @@ from autokernel.evaluate.decision import (
     screen,
 )
 from autokernel.evaluate.pool import Handle, RunnerFailed
+from autokernel.evaluate.sides import RivalFailed, Side
 from autokernel.evaluate.stages import Examination, Failed, failure_status
-from autokernel.evaluate.timing import Bench, RivalFailed, Side
+from autokernel.evaluate.timing import Bench
 from autokernel.evaluate.workshop import Workshop
 from autokernel.hardware import Hardware
 from autokernel.types import Comparison, Measurements, Problem, Status, Target, source_id
@@ -35,6 +39,7 @@ SCREEN_BLOCKS = 6
 SCREEN_S = 1.5  # after two blocks, the screen ends when it has lasted this long
 PAIR_S = 0.5  # a pair's blocks take about this long
 MIN_PAIR_BLOCKS, MAX_PAIR_BLOCKS = 1, 7
+PAIRS_AT_ONCE = {"cpu": 1, "cuda": FIRST_LOOK}  # a GPU's host has the processors to start several, and the memory
 IMPLAUSIBLE_SHARE = 0.7  # of the roofline floor: below it a latency is not believed
 BASELINES = ("eager", "compile", "library")
 
@@ -60,6 +65,7 @@ class Contest:
         self._hardware = hardware
         self._bench = Bench(problem, target.workloads, hardware.llc_bytes, workshop.device, off)
         self._warm: dict[str, Side] = {}
+        self._at_once = PAIRS_AT_ONCE[torch.device(workshop.device).type]
 
     def admit(self, source: str) -> Side:
         """A candidate that passed the stages, in a fresh runner as its rivals are, ready to be timed. Raises Failed."""
@@ -113,17 +119,22 @@ class Contest:
         offset = self._bench.rng.randrange(2)
         while True:
             on_stage("confirm", len(pairs), LAST_LOOK)
-            pairs.append(self._pair(source, incumbent, count, new_first=(len(pairs) + offset) % 2 == 0))
+            new_first = [(len(pairs) + offset + i) % 2 == 0 for i in range(self._at_once)]
+            pairs += self._pairs(source, incumbent, count, new_first)
             if len(pairs) in (FIRST_LOOK, LAST_LOOK) and (outcome := confirm(pairs, min_gain)).final:
                 break
         flat = [block for pair in pairs for block in pair]
         disturbed = sum(block.disturbed for block in flat)
         told = (
-            f"; {disturbed} of {len(flat)} blocks disturbed: other processes keep this machine busy"
+            f"; {disturbed} of {len(flat)} blocks disturbed: by other programs, or by a device that slows down"
             if disturbed
             else ""
         )
         return comparison_of(flat, outcome.overall, keep=outcome.keep, reason=outcome.reason + told)
+
+    def conditions(self) -> Mapping[str, Any]:
+        """What there is to say of the device while candidates were timed."""
+        return self._bench.conditions()
 
     def check(self, side: Side) -> None:
         """One more timed turn of every workload, its output checked. Raises Failed."""
@@ -181,25 +192,28 @@ class Contest:
     def _exam(self, handle: Handle) -> Examination:
         return Examination(self.problem, handle, self._workshop.device, None)
 
-    def _pair(self, source: str, incumbent: str, count: int, *, new_first: bool) -> list[Block]:
-        """Blocks of one freshly started runner of each side.
+    def _pairs(self, source: str, incumbent: str, count: int, new_first: Sequence[bool]) -> list[list[Block]]:
+        """Blocks of freshly started pairs of runners, one of each side; all are started side by side.
 
-        Which starts first is balanced over the pairs: the first is given the pages that the last one of the pair before
-        gave back, and where those lie can be worth 20 % (seen once in 60 A/A candidates, in all four of their pairs).
+        Which of a pair starts first is balanced over the pairs: the first is given the pages that the last one of the
+        pair before gave back, and where those lie can be worth 20 % (seen once in 60 A/A candidates, in all four of
+        their pairs).
         """
-        order = [("old", incumbent), ("new", source)]
-        if new_first:
-            order.reverse()
-        handles = self._workshop.start_all([text for _, text in order], self.target.backend)
-        sides: dict[str, Side] = {}
+        texts = [text for new in new_first for text in ((source, incumbent) if new else (incumbent, source))]
+        handles = self._workshop.start_all(texts, self.target.backend)
+        pairs: list[tuple[Side, Side]] = []
         try:
-            for (who, _), handle in zip(order, handles, strict=True):
-                sides[who] = self._admit(handle, "incumbent" if who == "old" else "")
-                self._bench.warm_up(sides[who])
-            return [self._bench.block(sides["old"], sides["new"]) for _ in range(count)]
+            started = iter(handles)
+            for new in new_first:
+                rivals = ("", "incumbent") if new else ("incumbent", "")
+                first, second = (self._admit(next(started), rival) for rival in rivals)
+                pairs.append((second, first) if new else (first, second))
+            self._bench.warm_up([side for pair in pairs for side in pair])
+            return [[self._bench.block(old, new) for _ in range(count)] for old, new in pairs]
         finally:
-            for side in sides.values():
-                side.exam.close()
+            for pair in pairs:
+                for side in pair:
+                    side.close()
             for handle in handles:
                 handle.close()
 

@@ -9,7 +9,7 @@ sum in float16 passes many an absolute tolerance, and fails that.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ OWN_ERRORS = 4.0
 OWN_RMS_ERRORS = 8.0
 RMS_UNITS: Mapping[torch.dtype, float] = {torch.float32: 200.0, torch.float16: 2.0, torch.bfloat16: 2.0}
 FLOAT64_MAX_FLOPS = 4e9  # beyond this the CPU's oracle runs in float32, and the verdict says so
+FLOAT64_COPIES = 12  # of the largest input that oracle and comparison hold in float64, for what a GPU's memory allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +38,27 @@ class Expected:
 def expected(
     problem: Problem, tensors: tuple[torch.Tensor, ...], scalars: Mapping[str, Scalar], flops: int, device: str
 ) -> Expected:
-    """Run the oracle, and PyTorch in the tensors' own dtype, on ``device``. ``tensors`` lie on the CPU."""
+    """Run the oracle, and PyTorch in the tensors' own dtype, on ``device``, where the result lies, too."""
     there = tuple(t.to(device) for t in tensors)
-    wide = torch.float64 if device != "cpu" or flops <= FLOAT64_MAX_FLOPS else torch.float32
+    wide = torch.float64 if affordable(there, flops) else torch.float32
     native = next(t.dtype for t in there if t.is_floating_point())
     oracle = problem.reference(*(t.to(wide) if t.is_floating_point() else t for t in there), **scalars)
     if wide is native:
-        return Expected(oracle.cpu(), native, 0.0, 0.0, "float32")
+        return Expected(oracle, native, 0.0, 0.0, "float32")
     mine = problem.reference(*there, **scalars)
     error = (mine.to(wide) - oracle).abs()
     error = error[torch.isfinite(error)]
     own = float(error.max()) if error.numel() else 0.0
     own_rms = float(error.square().mean().sqrt()) if error.numel() else 0.0
-    return Expected(oracle.cpu(), mine.dtype, own, own_rms, str(wide).removeprefix("torch."))
+    return Expected(oracle, mine.dtype, own, own_rms, str(wide).removeprefix("torch."))
+
+
+def affordable(tensors: Sequence[torch.Tensor], flops: int) -> bool:
+    """Whether the oracle can run in float64: in time on a CPU, in memory on a GPU."""
+    if all(t.device.type == "cpu" for t in tensors):
+        return flops <= FLOAT64_MAX_FLOPS
+    elements = max(t.numel() for t in tensors)
+    return FLOAT64_COPIES * 8 * elements <= torch.cuda.mem_get_info(tensors[0].device)[0]
 
 
 def mismatch(out: torch.Tensor, want: Expected, tolerance: Tolerance, *, statistical: bool) -> tuple[float, str | None]:

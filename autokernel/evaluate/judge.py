@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import gc
+import os
 import secrets
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,11 +27,13 @@ from autokernel.evaluate.contest import Contest
 from autokernel.evaluate.defences import checked
 from autokernel.evaluate.pool import Handle
 from autokernel.evaluate.protocol import Channel, PeerGone
+from autokernel.evaluate.sides import Side
 from autokernel.evaluate.stages import Examination, Failed
-from autokernel.evaluate.timing import Side
 from autokernel.evaluate.workshop import Workshop
 from autokernel.isolation import Limits
 from autokernel.types import Comparison, Problem, Status, Target, Verdict
+
+HELPERS = 9  # further runners that share the stages on a GPU: each builds what its cases need
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -59,6 +63,8 @@ class Judge:
         self._workshop = Workshop(folder, device, threads, limits, isolation_off)
         self.isolation = self._workshop.isolation
         self._contest: Contest | None = None
+        on_cpu = device == "cpu"  # whose cores the candidate itself uses
+        self._helpers = 0 if on_cpu else max(0, min(HELPERS, len(os.sched_getaffinity(0)) - 2))
         self._described: dict[str, Any] = {
             "device": self.hardware.name, "threads": threads, "torch": torch.__version__, "isolation": self.isolation
         }  # fmt: skip
@@ -85,6 +91,7 @@ class Judge:
             environment["disabled"] = sorted(off)
         handle: Handle | None = None
         exam: Examination | None = None
+        team: list[Examination] = []
         side: Side | None = None
         measurements = comparison = None
         status, reason, log_tail = Status.PASS, "", ""
@@ -96,16 +103,24 @@ class Judge:
             environment["isolation"] = dict(handle.levels)
             aten = registry.load("backends", target.backend).aten
             exam = Examination(problem, handle, self._device, aten, off)
-            exam.run_all(target.workloads, secrets.randbits(60), clock.stage)
+
+            def helpers() -> list[Examination]:
+                started = self._workshop.start_all([source] * self._helpers, target.backend)
+                team.extend(Examination(problem, each, self._device, aten, off) for each in started)
+                return team
+
+            exam.run_all(target.workloads, secrets.randbits(60), clock.stage, helpers)
             clock.stage("timing", 0, 1)
             contest = self._contest_of(target, problem, off)
-            handle.close()
+            for each in (exam, *team):
+                each.handle.close()
             side = contest.admit(source)
             measurements = contest.measure(side, baselines=baselines, thorough=thorough)
             if incumbent is not None:
                 comparison = contest.compare(side, source, incumbent, self.min_gain, clock.stage)
             clock.stage("recheck", 0, 1)
             contest.check(side)
+            environment |= contest.conditions()
         except Failed as failure:
             status, reason, log_tail = failure.status, failure.reason, failure.log_tail
             measurements = comparison = None
@@ -113,6 +128,9 @@ class Judge:
             if exam is not None:
                 environment |= conditions(exam, side)
                 exam.close()
+            for each in team:
+                each.close()
+                each.handle.close()
             if handle is not None:
                 handle.close()
             if side is not None:
@@ -178,7 +196,14 @@ def conditions(exam: Examination, side: Side | None) -> dict[str, Any]:
     """Under what conditions a verdict was reached, for whoever doubts it."""
     found: dict[str, Any] = {"oracle": sorted(exam.precisions)}
     if side is not None:
-        found |= {"turns": side.turns, "disturbed_turns": side.disturbed_turns, "outputs": side.outputs}
+        found |= {
+            "turns": side.turns,
+            "disturbed_turns": side.disturbed_turns,
+            "outputs": side.outputs,
+            "timed": side.timed,
+        }
+        if side.claims:
+            found["claimed_share"] = round(statistics.median(side.claims), 3)
     return found
 
 

@@ -1,4 +1,6 @@
-"""Tensors in memory files that the judge creates and a runner maps: nothing is copied, nothing is left behind.
+"""Tensors in memory that the judge creates and a runner maps: nothing is copied, nothing is left behind.
+
+On a CPU they lie in memory files; on a GPU in memory of the device (see device_memory.py).
 
 A memory file (memfd) has no name in any file system and vanishes with the last process that holds it, so a killed
 runner or judge leaves no segment. Files of inputs are sealed: the judge's mapping stays writable, and every other
@@ -15,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from autokernel.evaluate.device_memory import DeviceArena, map_device
 
 ALIGNMENT = 4096
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE = 1033, 2, 4, 16
@@ -36,7 +40,8 @@ def padded(nbytes: int) -> int:
 
 def relaid(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     """A tensor with the values of ``tensor`` and these strides (0 repeats the first slice of a dimension)."""
-    out = torch.empty(extent(tensor.shape, stride), dtype=tensor.dtype).as_strided(tensor.shape, stride)
+    span = extent(tensor.shape, stride)
+    out = torch.empty(span, dtype=tensor.dtype, device=tensor.device).as_strided(tensor.shape, stride)
     target, source = out, tensor
     for dim, step in enumerate(stride):
         if step == 0 and tensor.shape[dim] > 1:
@@ -56,15 +61,21 @@ class Arena:
         fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | (F_SEAL_FUTURE_WRITE if read_only else 0))
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
-    def view(self, offset: int, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor over the bytes from ``offset`` on."""
-        return strided_view(self.bytes, offset, size, stride, dtype)
-
     def close(self) -> None:
         del self.bytes
         with contextlib.suppress(BufferError):  # a tensor of ours still views it: it goes when that does
             self._map.close()
         os.close(self.fd)
+
+
+SharedMemory = Arena | DeviceArena
+
+
+def shared_memory(nbytes: int, device: torch.device, *, read_only: bool) -> SharedMemory:
+    """Memory that the judge shares with runners on this device. ``bytes`` is a tensor of all of it [nbytes], uint8;
+    ``fd`` is what a runner maps it by.
+    """
+    return Arena(nbytes, read_only=read_only) if device.type == "cpu" else DeviceArena(nbytes, device)
 
 
 def strided_view(
@@ -76,12 +87,14 @@ def strided_view(
 
 
 class InputSets:
-    """Sets of input tensors for one problem, equal in layout, in one sealed arena, each tensor at a page boundary.
+    """Sets of input tensors for one problem, equal in layout, in one sealed arena, each tensor at a page boundary; on
+    the device of the first tensor.
 
     ``layout`` describes the tensors of the first set; set ``i`` lies ``i * set_bytes`` further on.
     """
 
     def __init__(self, sets: Sequence[Sequence[torch.Tensor]], *, sealed: bool = True) -> None:
+        self.sealed = sealed
         self.layout: list[dict[str, Any]] = []
         self.set_bytes = 0
         for tensor in sets[0]:
@@ -94,11 +107,13 @@ class InputSets:
                 }
             )
             self.set_bytes += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
-        self.arena = Arena(self.set_bytes * len(sets), read_only=sealed)
+        device = sets[0][0].device if sets[0] else torch.device("cpu")
+        self.arena = shared_memory(self.set_bytes * len(sets), device, read_only=sealed)
         self.tensors = [tensors_of(self.arena.bytes, self.layout, i * self.set_bytes) for i in range(len(sets))]
         for ours, theirs in zip(self.tensors, sets, strict=True):
             for mine, drawn in zip(ours, theirs, strict=True):
                 flat(mine).copy_(flat(drawn))
+        settle(device)
 
     def mix(self, index: int, first: int, windows: Sequence[torch.Tensor], share: float) -> None:
         """Overwrite input ``index`` of the sets from ``first`` on: storage elements of set ``first + i`` become
@@ -117,13 +132,21 @@ class InputSets:
         self.arena.close()
 
 
+def settle(device: torch.device) -> None:
+    """Wait until what was asked of the device is done: another process is about to look at it."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The storage elements that a tensor spans, as one dimension."""
     return tensor.as_strided((extent(tensor.shape, tensor.stride()),), (1,))
 
 
-def map_readable(fd: int, nbytes: int) -> torch.Tensor:
+def map_readable(fd: int, nbytes: int, device: torch.device, *, sealed: bool = True) -> torch.Tensor:
     """In a runner: the bytes of a sealed arena, read-only. A write through the tensor ends the process."""
+    if device.type != "cpu":
+        return map_device(fd, nbytes, device, writable=not sealed)
     import warnings
 
     mapped = mmap.mmap(fd, nbytes, flags=MAP_FLAGS, prot=mmap.PROT_READ)
@@ -132,8 +155,10 @@ def map_readable(fd: int, nbytes: int) -> torch.Tensor:
         return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
-def map_writable(fd: int, nbytes: int) -> torch.Tensor:
+def map_writable(fd: int, nbytes: int, device: torch.device) -> torch.Tensor:
     """In a runner: the bytes of an output arena."""
+    if device.type != "cpu":
+        return map_device(fd, nbytes, device, writable=True)
     return torch.frombuffer(mmap.mmap(fd, nbytes, flags=MAP_FLAGS), dtype=torch.uint8)
 
 

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def main() -> None:
         move_in(control)
         sandbox.cover_sockets()
     processors = frozenset(os.sched_getaffinity(0))  # the imports below bind this thread to one of them
-    serve, version = warm_up() if start["warm"] else (lambda *_: None, "")
+    serve, version = warm_up(start["device"]) if start["warm"] else (lambda *_: None, "")
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     if namespaced and start["device"] != "cpu":
         namespaced = proc_works(own_namespace)  # CUDA does not start in a namespace whose /proc is another's
@@ -92,16 +93,21 @@ def move_in(control: Channel) -> None:
     sandbox.die_with_parent()
 
 
-def warm_up() -> tuple[Serve, str]:
+def warm_up(device: str) -> tuple[Serve, str]:
     """Import what every runner will inherit; the runner's conversation, and torch's version."""
     import numpy  # noqa: F401
     import torch
     import tvm_ffi.cpp  # noqa: F401
 
+    from autokernel import registry
     from autokernel.evaluate import runner
 
     with runner.OpAudit():  # its first use imports half a second's worth of modules
         torch.empty(1)
+    for name in registry.names("backends"):
+        backend = registry.load("backends", name)
+        if hasattr(backend, "warm_up") and device.split(":")[0] in backend.devices and not backend.missing():
+            backend.warm_up()
     return runner.serve, torch.__version__
 
 
@@ -255,6 +261,7 @@ def runner_process(message: Mapping[str, Any], fds: list[int], levels: dict[str,
     if "env" not in message["off"]:
         os.environ.clear()
     os.environ.update(message["environment"])
+    tempfile.tempdir = None  # found out before the fork, and kept: a folder where this process cannot write
     os.chdir(scratch)
     sandbox.steady_malloc()
     if message["confine"]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from autokernel.evaluate.correctness import Expected
-from autokernel.evaluate.freezer import read_memory
 from autokernel.evaluate.memory import extent
 from autokernel.evaluate.stages import Failed, described
 from autokernel.types import Status
@@ -27,13 +26,16 @@ def undone(out: torch.Tensor, reference: torch.Tensor) -> str | None:
     return None if bool(close.all()) else f"{int((~close).sum())} of {close.numel()} elements are far off"
 
 
+Read = Callable[[int, int], torch.Tensor]  # (address, bytes) -> what lies there, uint8; raises OSError
+
+
 def lying(
-    pid: int, answer: Mapping[str, Any], which: int, want: Expected, name: str, *, apart: bool = True
+    read: Read, answer: Mapping[str, Any], which: int, want: Expected, name: str, *, apart: bool = True
 ) -> torch.Tensor:
-    """The output of one call as it lies in the memory of a stopped process; ``apart`` asks that no two of the turn
-    overlap. Raises Failed, or PermissionError.
+    """The output of one call as it lies in the memory of a stopped process, or of its device; ``apart`` asks that no
+    two of the turn overlap. Raises Failed, or PermissionError.
     """
-    described(answer, want, Status.IMPLAUSIBLE, name, "cpu")
+    described(answer, want, Status.IMPLAUSIBLE, name)
     try:
         at, stride = [int(address) for address in answer["at"]], [int(step) for step in answer["stride"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -43,14 +45,14 @@ def lying(
     if span < 0 or span > 2 * want.oracle.numel() + 4096:
         raise Failed(Status.IMPLAUSIBLE, f"{name}: strides {stride} are not those of an output of shape {shape}")
     if span == 0:
-        return torch.empty(shape, dtype=want.dtype)
+        return torch.empty(shape, dtype=want.dtype, device=want.oracle.device)
     nbytes = span * want.dtype.itemsize
     if len(at) <= which or (apart and any(low + nbytes > high for low, high in pairwise(sorted(at)))):
         raise Failed(Status.IMPLAUSIBLE, f"{name}: outputs of different calls overlap in memory")
     try:
-        raw = read_memory(pid, at[which], nbytes)
+        raw = read(at[which], nbytes)
     except PermissionError:
         raise
     except OSError as error:
         raise Failed(Status.IMPLAUSIBLE, f"{name}: its output cannot be read ({error.strerror})") from None
-    return torch.frombuffer(raw, dtype=want.dtype).as_strided(shape, stride)
+    return raw.view(want.dtype).as_strided(shape, stride)

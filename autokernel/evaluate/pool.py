@@ -46,6 +46,10 @@ def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _allocation(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and _text(value[0]) and all(map(_whole, value[1:]))
+
+
 ANSWER: Mapping[str, Callable[[object], bool]] = {  # all that a runner may say, and in which form
     "ok": lambda value: isinstance(value, bool),
     "levels": lambda value: isinstance(value, dict),
@@ -58,6 +62,9 @@ ANSWER: Mapping[str, Callable[[object], bool]] = {  # all that a runner may say,
     "stride": _wholes,
     "dtype": _text,
     "device": _text,
+    "recorded": lambda value: isinstance(value, bool),
+    "launch_ns": _whole,
+    "allocations": lambda value: isinstance(value, list) and all(map(_allocation, value)),
 }
 
 
@@ -80,6 +87,13 @@ def _plain_inside(value: Any) -> Any:
 def plain(text: str) -> str:
     """What an untrusted process wrote, without what would steer a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+CPU_THREADS = {
+    "OMP_PROC_BIND": "close",  # a thread that wanders, or shares a core with its partner, is the largest noise
+    "OMP_PLACES": "cores",
+    "GOMP_SPINCOUNT": "20000",  # idle threads of one side must be asleep when the other's turn begins
+}
 
 
 class Handle:
@@ -190,10 +204,9 @@ class Nursery:
         self._environment = {
             **kept,
             "OMP_NUM_THREADS": str(threads),
-            "OMP_PROC_BIND": "close",  # a thread that wanders, or shares a core with its partner, is the largest noise
-            "OMP_PLACES": "cores",
-            "GOMP_SPINCOUNT": "20000",  # idle threads of one side must be asleep when the other's turn begins
+            **(CPU_THREADS if device == "cpu" else {}),
             "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool: a nursery must fork from a single thread
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # read when torch is imported: it compiles where it is, in no pool
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a look for GPUs must not open CUDA before the fork
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),

@@ -15,9 +15,10 @@ from autokernel.evaluate.memory import InputSets, extent, relaid
 from autokernel.types import Problem, Workload
 
 ROTATED = 2.0  # sets of one workload together, in units of the last-level cache
-MIN_SETS, MAX_SETS = 2, 1024
-MAX_ROTATED_BYTES = 512 << 20
-MAX_KEPT_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}  # outputs of one turn
+MIN_SETS = 2
+MAX_SETS = {"cpu": 1024, "cuda": 4096}
+CPU_BYTES = 512 << 20  # of all input sets; and of the outputs of one turn
+GPU_SHARE = 1 / 8  # of a GPU's memory, for the sets; half of that for the outputs
 OWN_SHARE, LEAST_OTHER, MOST_OTHER = 0.8, 0.2, 0.4  # a new input is 0.8 of one random tensor and so much of another
 STRIDES = (199, 257)  # how much further on in the two each set of a turn begins
 
@@ -32,12 +33,17 @@ class Rotation:
         self.work = work
         self._sealed = sealed
         self.scalars = {**problem.scalars, **work.scalars}
+        self._where = torch.device(device)
+        self._most_sets = MAX_SETS[self._where.type]
         self.calls = 1  # of a turn; set by Bench.calibrate
         self._drawn = self._draw(seed)
         self._other = self._draw(seed + 1)
-        out = problem.reference(*(t.to(device) for t in self._drawn), **self.scalars)
-        kept = MAX_KEPT_BYTES[torch.device(device).type]
-        self.most_calls = max(1, min(MAX_SETS - 1, kept // max(1, out.numel() * out.element_size())))
+        out = problem.reference(*self._drawn, **self.scalars)
+        self._most_bytes = kept = CPU_BYTES
+        if self._where.type != "cpu":
+            self._most_bytes = int(GPU_SHARE * torch.cuda.mem_get_info(self._where)[1])
+            kept = self._most_bytes // 2
+        self.most_calls = max(1, min(self._most_sets - 1, kept // max(1, out.numel() * out.element_size())))
         self._cache_bytes = cache_bytes
         self._one_bytes = max(1, sum(t.numel() * t.element_size() for t in self._drawn))
         self.inputs = self._lay_out(self.sets_for(1))
@@ -46,7 +52,7 @@ class Rotation:
     def sets_for(self, calls: int) -> int:
         """How many sets a turn of so many calls wants: one a call and one to warm up, more than the cache holds."""
         least = math.ceil(ROTATED * self._cache_bytes / self._one_bytes)
-        return int(max(MIN_SETS, min(max(least, calls + 1), MAX_SETS, MAX_ROTATED_BYTES // self._one_bytes)))
+        return int(max(MIN_SETS, min(max(least, calls + 1), self._most_sets, self._most_bytes // self._one_bytes)))
 
     def grow(self, sets: int) -> None:
         """Replace the sets by more of them."""
@@ -76,7 +82,9 @@ class Rotation:
         self.inputs.close()
 
     def _draw(self, seed: int) -> tuple[torch.Tensor, ...]:
-        return self.problem.make_inputs(self.work.dims, self.work.dtype, torch.Generator().manual_seed(seed))
+        with torch.device(self._where):
+            generator = torch.Generator(self._where).manual_seed(seed)
+            return self.problem.make_inputs(self.work.dims, self.work.dtype, generator)
 
     def _lay_out(self, sets: int) -> InputSets:
         named = list(zip(self.problem.inputs, self._drawn, strict=True))

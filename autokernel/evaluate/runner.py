@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autokernel import registry
 from autokernel.evaluate import sandbox
+from autokernel.evaluate.device_memory import allocations_of
 from autokernel.evaluate.memory import map_readable, map_writable, tensors_of
 from autokernel.evaluate.protocol import Channel
 
@@ -49,14 +50,15 @@ class Runner:
     """State of one runner: at most one loaded function, and the sets of inputs it was shown."""
 
     def __init__(self, device: str, scratch: Path) -> None:
-        self.device = device
+        self.device = torch.device(device)
         self.scratch = scratch
         self.function: Callable[..., Any] | None = None
         self.sets: dict[int, tuple[torch.Tensor, ...]] = {}
-        self.mapped: dict[int, tuple[torch.Tensor, ...]] = {}
         self.scalars: dict[int, dict[str, Any]] = {}
         self.output_bytes: torch.Tensor | None = None
         self.outs: list[Any] = []
+        self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, list[Any]]] = {}
+        self.poisoned = 0
         self.pinned = False
         self.padding = torch.empty(0)
 
@@ -88,45 +90,48 @@ class Runner:
     def inputs(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Map sets of inputs, all of one layout, that lie one after the other behind one descriptor."""
         (fd,) = fds
-        raw = map_readable(fd, message["nbytes"])
-        os.close(fd)  # the mapping holds the file
+        raw = map_readable(fd, message["nbytes"], self.device, sealed=message["sealed"])
+        os.close(fd)  # the mapping holds the memory
         for position, key in enumerate(message["ids"]):
-            mapped = tensors_of(raw, message["layout"], position * message["set_bytes"])
-            self.mapped[key] = mapped
-            self.sets[key] = mapped if self.device == "cpu" else tuple(t.to(self.device) for t in mapped)
+            self.sets[key] = tensors_of(raw, message["layout"], position * message["set_bytes"])
             self.scalars[key] = message["scalars"]
         return {}
 
-    def refresh(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Bring the judge's latest input bytes to the device (on the CPU they are there already)."""
-        if self.device != "cpu":
-            for key in message["ids"]:
-                for ours, theirs in zip(self.sets[key], self.mapped[key], strict=True):
-                    ours.copy_(theirs)
-            self.synchronize()
+    def ready(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Awake, and nothing left to do on the device."""
+        self.synchronize()
         return {}
 
     def forget(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         for key in message["ids"]:
-            del self.sets[key], self.mapped[key], self.scalars[key]
-        self.outs = []
+            del self.sets[key], self.scalars[key]
+        self.outs, self.recorded = [], {}
         return {}
 
     def output(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Map the memory in which results are handed back."""
         (fd,) = fds
-        self.output_bytes = map_writable(fd, message["nbytes"])
+        self.output_bytes = map_writable(fd, message["nbytes"], self.device)
         os.close(fd)
         return {}
 
     def poison(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        sandbox.perturb_malloc(message["byte"])
+        if self.device.type == "cpu":
+            sandbox.perturb_malloc(message["byte"])
+        self.poisoned = message["byte"]
         return {}
+
+    def poison_device(self) -> None:
+        """Fill the memory that the allocator will hand out next: what is left uninitialised shows as wrong numbers."""
+        if self.device.type != "cpu" and self.poisoned and self.output_bytes is not None:
+            held = [torch.full_like(self.output_bytes, self.poisoned) for _ in range(2)]
+            del held
 
     def call(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Run once on one set and hand back the result; with "audit", also which aten operations ran."""
         assert self.function is not None
         self.outs = []
+        self.poison_device()
         tensors, scalars = self.sets[message["id"]], self.scalars[message["id"]]
         answer: dict[str, Any] = {}
         if message.get("audit"):
@@ -161,15 +166,55 @@ class Runner:
             return {"claim_ns": claim}
         return {"claim_ns": claim, "at": [out.data_ptr() for out in outs], **described(outs[-1])}
 
+    def record(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Record one call on each set of message["order"] as a CUDA graph, under message["key"]; say where the outputs
+        will lie. "recorded" False, with the reason in "message", for what cannot be recorded.
+        """
+        assert self.function is not None
+        function, key = self.function, message["key"]
+        self.recorded.pop(key, None)
+        self.outs = []
+        calls = [(self.sets[each], self.scalars[each]) for each in message["order"]]
+        for _ in range(2):  # builds what is built at the first call of a shape
+            function(*calls[0][0], **calls[0][1])
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        outs: list[Any] = []
+        start = time.perf_counter_ns()
+        try:
+            with torch.cuda.graph(graph):
+                for tensors, scalars in calls:
+                    outs.append(function(*tensors, **scalars))
+            launch = (time.perf_counter_ns() - start) // len(calls)
+            graph.replay()
+            self.synchronize()
+        except Exception as error:
+            return {"recorded": False, "message": describe(error)}
+        said = described(outs[-1])
+        at = [out.data_ptr() for out in outs]
+        self.recorded[key] = (graph, outs)
+        return {"recorded": True, "launch_ns": launch, "at": at, "allocations": allocations_of(at), **said}
+
+    def replay(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Run what was recorded under message["key"], once."""
+        graph, self.outs = self.recorded[message["key"]]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        self.synchronize()
+        return {"claim_ns": int(start.elapsed_time(end) * 1e6)}
+
     def fetch(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         """Write the last result's bytes to the output memory and describe it."""
         out = self.outs[message.get("which", 0)]
         said = described(out)
         if self.output_bytes is None or out.numel() * out.element_size() > self.output_bytes.numel():
             raise Refused(f"the output is larger than expected: shape {list(out.shape)}, {out.dtype}")
-        dense = torch.empty(out.shape, dtype=out.dtype).copy_(out)  # contiguous() keeps odd strides of a single element
-        raw = dense.reshape(-1).view(torch.uint8)
+        dense = torch.empty(out.shape, dtype=out.dtype, device=self.output_bytes.device).copy_(out)
+        raw = dense.reshape(-1).view(torch.uint8)  # contiguous() would have kept odd strides of a single element
         self.output_bytes[: raw.numel()].copy_(raw)
+        self.synchronize()
         return said
 
     def move(self) -> None:
@@ -183,13 +228,13 @@ class Runner:
 
     def pin(self) -> None:
         """Keep this thread on its first processor: OpenMP has bound the others, and two on one cost milliseconds."""
-        if self.device == "cpu" and not self.pinned:
+        if self.device.type == "cpu" and not self.pinned:
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             self.pinned = True
 
     def synchronize(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        if self.device.type != "cpu":
+            torch.cuda.synchronize(self.device)
 
 
 def serve(channel: Channel, device: str, scratch: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from autokernel.evaluate.correctness import Expected, expected, mismatch
-from autokernel.evaluate.memory import Arena, InputSets, relaid
+from autokernel.evaluate.memory import InputSets, SharedMemory, relaid, settle, shared_memory, strided_view
 from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.types import Dims, DType, Problem, Scalar, Status, Workload
 
@@ -22,6 +23,8 @@ SMOKE_S = 10.0
 POISONS = (0x5A, 0xC3)
 STAGES = ("smoke", "shapes", "stability", "determinism", "edges")
 HELD_OUT_SHAPES = 3
+
+OnStage = Callable[[str, int, int], None]  # (stage, cases done, of how many)
 
 
 class Failed(Exception):
@@ -62,19 +65,25 @@ class Examination:
         self.off = off  # defences that a test has switched off
         self.handle = handle
         self.device = device
+        self.where = torch.device(device)
         self.aten = aten
         self.errors: dict[str, float] = {}
         self.precisions: set[str] = set()
         self._next_id = 0
-        self._output: Arena | None = None
+        self._output: SharedMemory | None = None
 
     def run_all(
-        self, workloads: tuple[Workload, ...], seed: int, on_stage: Callable[[str, int, int], None] = lambda *_: None
+        self,
+        workloads: tuple[Workload, ...],
+        seed: int,
+        on_stage: OnStage = lambda *_: None,
+        helpers: Callable[[], Sequence[Examination]] = tuple,
     ) -> None:
-        """All five stages, in order of cost. Raises Failed."""
+        """All five stages, in order of cost. ``helpers`` starts further runners of the same file, which after the smoke
+        stage take their share of the cases. Raises Failed: the first failure in the order of the cases.
+        """
         rng = random.Random(seed)
-        generator = torch.Generator().manual_seed(seed)
-        kind = torch.device(self.device).type
+        kind = self.where.type
         first = workloads[0].dtype if workloads else self.problem.dtypes[0]
         plan: dict[str, list[Case]] = {
             "smoke": [self._case(self.problem.shapes[kind][0], first)],
@@ -84,11 +93,15 @@ class Examination:
             "edges": [] if "edges" in self.off else list(self._edge_cases()),
         }
         plan["edges"] += [] if "held-out" in self.off else list(self._held_out_cases(rng))
+        team: list[Examination] = [self]
         for stage in STAGES:
-            for done, case in enumerate(plan[stage]):
-                on_stage(stage, done, len(plan[stage]))
-                self.check(stage, case, generator)
-            on_stage(stage, len(plan[stage]), len(plan[stage]))
+            cases = [(case, rng.getrandbits(60)) for case in plan[stage]]
+            if stage != "smoke" and len(team) == 1:
+                team += helpers()
+            share_out(team, stage, cases, on_stage)
+        for other in team[1:]:
+            self.precisions |= other.precisions
+            self.errors |= {s: max(e, self.errors.get(s, 0.0)) for s, e in other.errors.items()}
 
     def close(self) -> None:
         if self._output is not None:
@@ -145,10 +158,12 @@ class Examination:
 
     # ------------------------------------------------------------------------------------------ one case
 
-    def check(self, stage: str, case: Case, generator: torch.Generator) -> None:
+    def check(self, stage: str, case: Case, seed: int) -> None:
         """Run one case; on determinism three times, bitwise. Raises Failed."""
         status = Status[stage.upper()]
-        tensors = self._laid_out(case, case.make(case.dims, case.dtype, generator))
+        generator = torch.Generator(self.where).manual_seed(seed)
+        with torch.device(self.device):
+            tensors = self._laid_out(case, case.make(case.dims, case.dtype, generator))
         flops = self.problem.flops(Workload(case.dims, case.dtype, scalars=case.scalars))
         want = expected(self.problem, tensors, case.scalars, flops, self.device)
         self.precisions.add(want.precision)
@@ -186,6 +201,7 @@ class Examination:
             "set_bytes": inputs.set_bytes,
             "layout": inputs.layout,
             "scalars": dict(scalars),
+            "sealed": inputs.sealed,
         }
         self.handle.ask("inputs", message, [inputs.arena.fd])
         return ids
@@ -194,26 +210,28 @@ class Examination:
         """One call's output, over poisoned output memory. Raises Failed for a wrong shape, dtype or device."""
         arena = self._output_arena(want.oracle.numel() * want.dtype.itemsize)
         arena.bytes.fill_(POISONS[0])
+        settle(self.where)
         limit = SMOKE_S if status is Status.SMOKE else CALL_S
         answer = self.handle.ask("call", {"id": key, "audit": audit}, deadline_s=limit)
         if audit and self.aten is not None:
             extra = sorted(set(map(str, answer.get("ops", []))) - self.aten)
             if extra:
                 raise Failed(Status.POLICY, f"the call runs PyTorch operations that compute: {', '.join(extra[:5])}")
-        return received(answer, arena, want, status, name, self.device)
+        return received(answer, arena.bytes, want, status, name)
 
     def fetch(self, want: Expected, status: Status, name: str, which: int) -> torch.Tensor:
         """The output of one call of the last timed turn, as the runner hands it out."""
         arena = self._output_arena(want.oracle.numel() * want.dtype.itemsize)
         arena.bytes.fill_(POISONS[1])
+        settle(self.where)
         answer = self.handle.ask("fetch", {"which": which}, deadline_s=CALL_S)
-        return received(answer, arena, want, status, name, self.device)
+        return received(answer, arena.bytes, want, status, name)
 
-    def _output_arena(self, nbytes: int) -> Arena:
+    def _output_arena(self, nbytes: int) -> SharedMemory:
         if self._output is None or self._output.nbytes < nbytes:
             if self._output is not None:
                 self._output.close()
-            self._output = Arena(max(nbytes, 1 << 20), read_only=False)
+            self._output = shared_memory(max(nbytes, 1 << 20), torch.device(self.device), read_only=False)
             self.handle.ask("output", {"nbytes": self._output.nbytes}, [self._output.fd])
         return self._output
 
@@ -223,6 +241,33 @@ class Examination:
             return tuple(odd_strides(t, i) for i, t in enumerate(tensors))
         named = zip(self.problem.inputs, tensors, strict=True)
         return tuple(relaid(t, case.strides[n]) if n in case.strides else t for n, t in named)
+
+
+def share_out(team: Sequence[Examination], stage: str, cases: Sequence[tuple[Case, int]], on_stage: OnStage) -> None:
+    """Check cases, each with its seed, by several runners of one file. Raises the first Failed in their order."""
+    if len(team) == 1:
+        for done, (case, seed) in enumerate(cases):
+            on_stage(stage, done, len(cases))
+            team[0].check(stage, case, seed)
+        on_stage(stage, len(cases), len(cases))
+        return
+
+    on_stage(stage, 0, len(cases))
+
+    def work(member: int) -> tuple[int, Failed] | None:
+        with torch.no_grad():  # a thread's own setting
+            for position in range(member, len(cases), len(team)):
+                try:
+                    team[member].check(stage, *cases[position])
+                except Failed as failure:
+                    return position, failure
+        return None
+
+    with ThreadPoolExecutor(len(team)) as pool:
+        failures = [found for found in pool.map(work, range(len(team))) if found]
+    if failures:
+        raise min(failures, key=lambda found: found[0])[1]
+    on_stage(stage, len(cases), len(cases))
 
 
 def odd_strides(tensor: torch.Tensor, position: int) -> torch.Tensor:
@@ -239,20 +284,20 @@ def odd_strides(tensor: torch.Tensor, position: int) -> torch.Tensor:
 
 
 def received(
-    answer: Mapping[str, object], arena: Arena, want: Expected, status: Status, name: str, device: str
+    answer: Mapping[str, object], raw: torch.Tensor, want: Expected, status: Status, name: str
 ) -> torch.Tensor:
     """The output that an answer describes, copied out of the shared memory: what it is no longer can be changed."""
-    described(answer, want, status, name, device)
+    described(answer, want, status, name)
     shape = list(want.oracle.shape)
-    return arena.view(0, shape, contiguous_stride(shape), want.dtype).clone()
+    return strided_view(raw, 0, shape, contiguous_stride(shape), want.dtype).clone()
 
 
-def described(answer: Mapping[str, object], want: Expected, status: Status, name: str, device: str) -> None:
+def described(answer: Mapping[str, object], want: Expected, status: Status, name: str) -> None:
     """The answer must describe an output of the right shape, dtype and device. Raises Failed."""
-    shape = list(want.oracle.shape)
+    shape, device = list(want.oracle.shape), want.oracle.device.type
     dtype = str(want.dtype).removeprefix("torch.")
     said = (answer.get("shape"), answer.get("dtype"), answer.get("device"))
-    if said != (shape, dtype, torch.device(device).type):
+    if said != (shape, dtype, device):
         expectation = f"shape {shape}, {dtype}, on {device}"
         raise Failed(status, f"{name}: expected {expectation}; got shape {said[0]}, {said[1]}, on {said[2]}")
 

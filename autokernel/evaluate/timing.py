@@ -2,19 +2,17 @@
 
 A *turn* is one request to run a workload once on each of N input sets, in a secret order. The sets together exceed
 the last-level cache and lie in memory that both sides map (where inputs lie is worth up to 2 %). A runner stands still
-outside its turns (see freezer.py). While it does, every input of the turn is written anew, so that nothing computed
-earlier is of use; the clock starts as it resumes; when it answers it is stopped again, and outputs of any of its calls
-are read out of its memory and compared with the oracle, for a share of the turns that is drawn afterwards. Whatever
-the candidate made of the runner's code, right results for all N calls must have come to be while the clock ran.
+outside its turns (see freezer.py). Before each, every input of the turn is written anew, so that nothing computed
+earlier is of use; when it is over, outputs of any of its calls are read where they lie and compared with the oracle,
+for a share of the turns that is drawn afterwards. Whatever the candidate made of the runner's code, right results for
+all N calls must have come to be while the clock ran. How that is done on each kind of device: see clocks.py.
 
-A *block* is four turns, ABBA or BAAB, of each workload. The request itself costs some 100 µs, the same for both sides
-and spread over the calls of a turn. On a GPU the runner copies the new inputs to its device before the clock starts,
-and hands out outputs when asked: both are promises there, not walls.
+A *block* is four turns, ABBA or BAAB, of each workload. The request itself costs 0.1 to 0.2 ms, the same for both
+sides and spread over the calls of a turn.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import statistics
@@ -24,64 +22,23 @@ from typing import Any
 
 import torch
 
+from autokernel.evaluate.clocks import clock_of, failure
 from autokernel.evaluate.correctness import Expected, expected, mismatch
 from autokernel.evaluate.decision import Block
-from autokernel.evaluate.freezer import NotStill
-from autokernel.evaluate.outputs import lying, undone
+from autokernel.evaluate.outputs import undone
 from autokernel.evaluate.pool import Handle, RunnerFailed
 from autokernel.evaluate.rotation import Rotation
-from autokernel.evaluate.stages import Examination, Failed, failure_status
+from autokernel.evaluate.sides import Side, Turn
+from autokernel.evaluate.stages import Examination, Failed
 from autokernel.types import Problem, Status, Workload
 
 TURN_S = 16e-3  # a turn lasts about this long, at least one call: to wake a stopped runner is worth some 100 us
 CALIBRATION_CALLS = 4
+CALIBRATIONS = {"cpu": 1, "cuda": 3}  # a few calls on a GPU take less than the request does: each guess is too low
+STEADY = 1.3  # a turn that was calibrated before may become so much longer or shorter before it is calibrated anew
 GROWTH = 1.1  # sets are laid out anew only when this much more of them are wanted
 CHECKED_TURNS = 0.2  # share of the turns of which outputs are checked
 CHECK_S, RECHECK_S = 0.04, 0.3  # for so long, at least two of them; and at its end, all workloads together
-SETTLE_S = 2e-3  # before a turn: idle threads of whoever ran last fall asleep
-TURN_LIMIT_S = 60.0
-DISTURBED_SHARE = 0.05  # a turn that was without a processor for more than this share of its time is disturbed,
-REQUEST_S = 3e-4  # and for longer than a request takes
-
-
-class RivalFailed(Exception):
-    """A runner that the candidate is measured against failed: not the candidate's doing, and no verdict on it."""
-
-
-@dataclasses.dataclass
-class Side:
-    """One runner in a comparison, with the ids under which it knows each rotation's sets. ``rival`` names what the
-    candidate is measured against; empty for the candidate itself.
-    """
-
-    handle: Handle
-    exam: Examination
-    rival: str = ""
-    ids: list[list[int]] = dataclasses.field(default_factory=list)
-    trusted: bool = False  # our own code, which may have helpers
-    disturbed_turns: int = 0
-    turns: int = 0
-    outputs: str = "none"  # of timed calls that were checked: "read" by the judge, or "asked" of the runner
-
-    def failed(self, status: Status, reason: str, log_tail: str = "") -> Failed | RivalFailed:
-        """What a failure of this runner means: a verdict on the candidate, or none."""
-        if self.rival:
-            return RivalFailed(f"the {self.rival} failed: {status.value}, {reason}")
-        return Failed(status, reason, log_tail)
-
-    def close(self) -> None:
-        """End the runner."""
-        self.exam.close()
-        self.handle.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One timed turn: seconds a call, the sets in the order of the calls, and what the runner said of its outputs."""
-
-    seconds: float
-    order: tuple[int, ...]
-    answer: Mapping[str, Any]
 
 
 class Bench:
@@ -98,9 +55,10 @@ class Bench:
         off: frozenset[str] = frozenset(),
     ) -> None:
         self.problem = problem
-        self.device = device
         self.off = off
         self.rng = random.Random()  # seeded by the operating system
+        self._kind = torch.device(device).type
+        self._clock = clock_of(device, cache_bytes, self.rng, self._on)
         self.rotations = [
             Rotation(problem, w, cache_bytes, self.rng.getrandbits(60), device, sealed="sealed" not in off)
             for w in workloads
@@ -124,22 +82,31 @@ class Bench:
         out new ones and show them to this runner and to ``others``. Raises Failed, or RivalFailed of another.
         """
         for index, rotation in enumerate(self.rotations):
-            rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors) - 1, rotation.most_calls)
-            seconds = min(self.turn(side, index) for _ in range(3))
-            wanted = min(max(1, round(TURN_S / max(seconds, 1e-6))), rotation.most_calls)
-            if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
-                rotation.grow(rotation.sets_for(wanted))
-                for each in (side, *others):
-                    try:
-                        each.handle.ask("forget", {"ids": each.ids[index]})
-                        each.ids[index] = each.exam.show(rotation.inputs, rotation.scalars)
-                    except RunnerFailed as failure:
-                        raise each.failed(failure_status(failure, Status.CRASH), failure.reason) from None
-            rotation.calls = min(wanted, len(rotation.inputs.tensors) - 1)
+            if rotation.calls < CALIBRATION_CALLS:
+                rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors) - 1, rotation.most_calls)
+            for _ in range(CALIBRATIONS[self._kind]):
+                seconds = min(self.turn(side, index) for _ in range(3))
+                wanted = min(max(1, round(TURN_S / max(seconds, 1e-6))), rotation.most_calls)
+                if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
+                    rotation.grow(rotation.sets_for(wanted))
+                    self._show_again(index, (side, *others))
+                elif rotation.calls / STEADY <= wanted <= rotation.calls * STEADY:
+                    break  # what the rivals have recorded stays
+                rotation.calls = min(wanted, len(rotation.inputs.tensors) - 1)
 
-    def turn(self, side: Side, index: int) -> float:
+    def _show_again(self, index: int, sides: Iterable[Side]) -> None:
+        rotation = self.rotations[index]
+        for side in sides:
+            try:
+                side.handle.ask("forget", {"ids": side.ids[index]})
+                side.recordings.clear()
+                side.ids[index] = side.exam.show(rotation.inputs, rotation.scalars)
+            except RunnerFailed as error:
+                raise failure(side, error, "new inputs") from None
+
+    def turn(self, side: Side, index: int, *, recorded: bool = True) -> float:
         """Seconds a call of one workload, by the judge's clock. Raises Failed."""
-        turn = self._turn(side, index)
+        turn = self._turn(side, index, recorded=recorded)
         if self.rng.random() < CHECKED_TURNS:
             self.check(side, index, turn)
         return turn.seconds
@@ -149,43 +116,22 @@ class Bench:
         for index in range(len(self.rotations)):
             self.check(side, index, self._turn(side, index), max(CHECK_S, RECHECK_S / len(self.rotations)))
 
-    def warm_up(self, side: Side) -> None:
-        """A turn of every workload that counts for nothing. Raises Failed."""
-        for index in range(len(self.rotations)):
-            self._turn(side, index)
+    def warm_up(self, sides: Sequence[Side]) -> None:
+        """A turn of every workload that counts for nothing. Raises Failed, or RivalFailed."""
+        for index, rotation in enumerate(self.rotations):
+            self._clock.recorded(sides, index, rotation)
+            for side in sides:
+                self._turn(side, index)
 
-    def _turn(self, side: Side, index: int) -> Turn:
-        """One turn; the runner stands still before and after it."""
-        rotation, ids = self.rotations[index], side.ids[index]
-        first = self.rng.randrange(len(ids) - rotation.calls + 1)
-        order = self.rng.sample(range(first, first + rotation.calls), rotation.calls)
-        spare = [i for i in range(len(ids)) if not first <= i < first + rotation.calls]
-        warm = [ids[self.rng.choice(spare)]] if rotation.calls > 1 else []  # a long call is its own warm-up
+    def _turn(self, side: Side, index: int, *, recorded: bool = True) -> Turn:
+        """One turn; of recorded calls, unless that cannot be or is not wanted."""
+        rotation = self.rotations[index]
         try:
-            self._hold(each for each in self._sides if each is not side)
-            if not self._on("hidden"):
-                self._renew(rotation, first)
-            side.handle.ask("time", {"order": warm, "move": True}, deadline_s=TURN_LIMIT_S)
-            if self._on("hidden"):
-                self._hold([side])
-                self._renew(rotation, first)
-            time.sleep(SETTLE_S)
-            if self.device != "cpu":
-                side.handle.ask("refresh", {"ids": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
-            ran_ns = side.handle.ran_ns()
-            start = time.perf_counter()
-            answer = side.handle.ask("time", {"order": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
-            seconds = time.perf_counter() - start
-            self._hold([side])
-            side.turns += 1
-            if self.device == "cpu":  # elsewhere that thread waits for the device
-                side.disturbed_turns += disturbed(ran_ns, side.handle.ran_ns(), seconds)
-        except RunnerFailed as failure:
-            status = failure_status(failure, Status.CRASH)
-            raise side.failed(status, f"timing {rotation.work.key}: {failure.reason}", failure.log_tail) from None
-        if not self._on("clock"):
-            seconds = float(answer["claim_ns"]) * 1e-9
-        return Turn(seconds / rotation.calls, tuple(order), answer)
+            recorded = recorded and self._clock.recorded([side], index, rotation)
+            others = [each for each in self._sides if each is not side]
+            return self._clock.turn(side, index, rotation, others, recorded=recorded)
+        except RunnerFailed as error:
+            raise failure(side, error, f"timing {rotation.work.key}") from None
 
     def check(self, side: Side, index: int, turn: Turn, limit_s: float = CHECK_S) -> None:
         """Outputs of a turn's calls, in random order, must be right for what their inputs are. Raises Failed."""
@@ -199,12 +145,11 @@ class Bench:
         for position, which in enumerate(calls):
             inputs = tuple(t.clone() for t in rotation.inputs.tensors[turn.order[which]])
             try:
-                wrong = self._wrong(side, rotation, inputs, turn.answer, which, name, exact=position == 0)
-            except RunnerFailed as failure:
-                status = failure_status(failure, Status.CRASH)
-                raise side.failed(status, f"{name}: {failure.reason}", failure.log_tail) from None
-            except Failed as failure:
-                raise side.failed(failure.status, failure.reason, failure.log_tail) from None
+                wrong = self._wrong(side, rotation, inputs, turn, which, name, exact=position == 0)
+            except RunnerFailed as error:
+                raise failure(side, error, name) from None
+            except Failed as found:
+                raise side.failed(found.status, found.reason, found.log_tail) from None
             if wrong:
                 raise side.failed(Status.IMPLAUSIBLE, f"{name} returned something else than the work: {wrong}")
             if position and time.perf_counter() > deadline:
@@ -215,7 +160,7 @@ class Bench:
         side: Side,
         rotation: Rotation,
         inputs: tuple[torch.Tensor, ...],
-        answer: Mapping[str, Any],
+        turn: Turn,
         which: int,
         name: str,
         *,
@@ -226,43 +171,13 @@ class Bench:
         """
         if exact:
             flops = self.problem.flops(rotation.work)
-            want = expected(self.problem, inputs, rotation.scalars, flops, self.device)
-            out = self._output(side, answer, which, want, name)
+            want = expected(self.problem, inputs, rotation.scalars, flops, side.exam.device)
+            out = self._clock.output(side, turn, which, want, name)
             tolerance = self.problem.tolerances[rotation.work.dtype]
             return mismatch(out, want, tolerance, statistical=self._on("rms"))[1]
-        mine = self.problem.reference(*(t.to(self.device) for t in inputs), **rotation.scalars).cpu()
-        out = self._output(side, answer, which, Expected(mine, mine.dtype, 0.0, 0.0, ""), name)
+        mine = self.problem.reference(*inputs, **rotation.scalars)
+        out = self._clock.output(side, turn, which, Expected(mine, mine.dtype, 0.0, 0.0, ""), name)
         return undone(out, mine)
-
-    def _output(self, side: Side, answer: Mapping[str, Any], which: int, want: Expected, name: str) -> torch.Tensor:
-        """The output of one call of the last turn: read out of the stopped runner, or asked for where that cannot be
-        (on a GPU; where the kernel forbids it).
-        """
-        if self.device == "cpu" and self._on("committed") and self._on("still"):
-            try:
-                pid = side.handle.freezer.freeze(alone=not side.trusted)
-                out = lying(pid, answer, which, want, name, apart=self._on("all-kept"))
-                side.outputs = "read"
-                return out
-            except PermissionError:
-                pass
-        side.outputs = "asked"
-        return side.exam.fetch(want, Status.IMPLAUSIBLE, name, which)
-
-    def _hold(self, sides: Iterable[Side]) -> None:
-        """Stop these runners, until they are asked again. Raises Failed, or RivalFailed."""
-        if not self._on("still"):
-            return
-        for side in sides:
-            if not side.handle.closed:
-                try:
-                    side.handle.freezer.freeze(alone=not side.trusted)
-                except NotStill as error:
-                    raise side.failed(Status.IMPLAUSIBLE, str(error)) from None
-
-    def _renew(self, rotation: Rotation, first: int) -> None:
-        if self._on("fresh"):
-            rotation.rewrite(first, rotation.calls, self.rng)
 
     def _on(self, defence: str) -> bool:
         return defence not in self.off
@@ -282,16 +197,18 @@ class Bench:
         """Four turns of every workload, ABBA or BAAB. A block that was disturbed is run again, once, unseen."""
         disturbed = False
         for _ in range(2):
+            self._clock.spoiled()  # what was before does not count
             before = incumbent.disturbed_turns + candidate.disturbed_turns
             outer, inner = (incumbent, candidate) if self.rng.random() < 0.5 else (candidate, incumbent)
             seconds: dict[int, list[float]] = {id(incumbent): [], id(candidate): []}
             for index in range(len(self.rotations)):
                 totals = {id(incumbent): 0.0, id(candidate): 0.0}
+                recorded = self._clock.recorded([incumbent, candidate], index, self.rotations[index])
                 for side in (outer, inner, inner, outer):
-                    totals[id(side)] += self.turn(side, index) / 2
+                    totals[id(side)] += self.turn(side, index, recorded=recorded) / 2
                 for key, value in totals.items():
                     seconds[key].append(value)
-            disturbed = incumbent.disturbed_turns + candidate.disturbed_turns > before
+            disturbed = incumbent.disturbed_turns + candidate.disturbed_turns > before or self._clock.spoiled()
             if not disturbed:
                 break
         ours, theirs = seconds[id(candidate)], seconds[id(incumbent)]
@@ -300,16 +217,10 @@ class Bench:
         by_workload = {r.work.key: math.log(t / o) for r, t, o in zip(self.rotations, theirs, ours, strict=True)}
         return Block(math.log(weighted[0] / weighted[1]), by_workload, weighted[0] * 1e6, weighted[1] * 1e6, disturbed)
 
+    def conditions(self) -> Mapping[str, Any]:
+        """What there is to say of the device while turns were timed."""
+        return self._clock.conditions()
+
     def weighted_us(self, samples: Sequence[Mapping[str, float]]) -> float:
         """Microseconds a forward pass: each workload's median, weighted by its count."""
         return sum(r.work.count * statistics.median(s[r.work.key] for s in samples) for r in self.rotations)
-
-
-def disturbed(before_ns: int | None, after_ns: int | None, seconds: float) -> bool:
-    """Whether the thread that makes the calls was without a processor for too much of a turn.
-
-    Told by the time it ran: what Linux counts as waiting includes time in which a thread stood still.
-    """
-    if before_ns is None or after_ns is None:
-        return False
-    return seconds - (after_ns - before_ns) * 1e-9 > DISTURBED_SHARE * seconds + REQUEST_S

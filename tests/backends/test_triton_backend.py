@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autokernel.backends.triton import BACKEND, occupancy, resources
+from autokernel.backends.triton import BACKEND, resources
 
 HONEST = """
 import torch
@@ -148,12 +148,3 @@ def test_nothing_that_a_candidate_writes_there_breaks_it(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.json")
     assert BACKEND.evidence(tmp_path)["kernel"]["variants"] == 1
     assert BACKEND.evidence(tmp_path / "absent") == {}
-
-
-def test_occupancy_counts_what_runs_out_first() -> None:
-    assert occupancy(90, 32, 8, 0) == 1.0
-    assert occupancy(90, 128, 8, 0) == 0.25  # registers
-    assert occupancy(90, 32, 8, 100 << 10) == 0.25  # shared memory
-    assert occupancy(90, 32, 1, 0) == 0.5  # blocks
-    assert occupancy(89, 32, 8, 0) == 1.0
-    assert occupancy(75, 32, 8, 0) is None

@@ -41,3 +41,23 @@ def test_an_illegal_address_costs_one_runner(cuda_judge: JudgeClient) -> None:
     verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), illegal)).verdict
     assert verdict.status in (Status.SMOKE, Status.CRASH), verdict
     assert cuda_judge.evaluate(Assignment(target("torch", WORK), HONEST)).verdict.status is Status.PASS
+
+
+def test_inputs_cannot_be_written_and_the_next_candidate_passes(cuda_judge: JudgeClient) -> None:
+    verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), torch_source("x.mul_(1.0)\nreturn x"))).verdict
+    assert verdict.status in (Status.SMOKE, Status.CRASH), verdict
+    assert "illegal" in verdict.reason.lower() or verdict.status is Status.CRASH, verdict
+    assert cuda_judge.evaluate(Assignment(target("torch", WORK), HONEST)).verdict.status is Status.PASS
+
+
+def test_kernels_are_timed_as_recorded_and_outputs_read_where_they_lie(cuda_judge: JudgeClient) -> None:
+    verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), HONEST)).verdict
+    assert verdict.status is Status.PASS, verdict
+    assert (verdict.environment["timed"], verdict.environment["outputs"]) == ("graph", "read")
+
+
+def test_what_waits_for_the_device_is_timed_by_its_calls(cuda_judge: JudgeClient) -> None:
+    waits = HONEST.replace("    wide = x.float()", "    torch.cuda.synchronize()\n    wide = x.float()")
+    verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), waits)).verdict
+    assert verdict.status is Status.PASS, verdict
+    assert (verdict.environment["timed"], verdict.environment["outputs"]) == ("calls", "asked")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autokernel.evaluate.timing import disturbed
+from autokernel.evaluate.clocks import disturbed
 
 
 @pytest.mark.parametrize(

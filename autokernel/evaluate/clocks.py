@@ -1,0 +1,258 @@
+"""How a turn of a runner is timed on a CPU, and how on a GPU; and how its outputs are then read.
+
+On a CPU the runner stands still while its inputs are written, and the clock starts as it resumes. On a GPU the inputs
+lie in device memory of the judge, which writes them anew there. What the runner does in its turn was recorded before as
+a CUDA graph: none of its code on the host runs while the clock does, and the figure is the time of its kernels, launch
+overhead left out. Then the cache is flushed, and the clock starts. A kernel that had been left running, so as to see
+the new inputs early, or to finish late, would hold up a small kernel of the judge's own that it runs right after: the
+device must be idle when the runner says that it is done. Outputs are read in place through CUDA's inter-process
+handles, which were named when the graph was recorded.
+
+What cannot be recorded (it waits for the device, say) is timed by its calls, launches and all, and so is its rival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from autokernel.evaluate import nvml
+from autokernel.evaluate.correctness import Expected
+from autokernel.evaluate.device_memory import reset_persisting_cache
+from autokernel.evaluate.freezer import NotStill, read_memory
+from autokernel.evaluate.outputs import lying
+from autokernel.evaluate.pool import RunnerFailed
+from autokernel.evaluate.rotation import Rotation
+from autokernel.evaluate.sides import Recording, Side, Turn
+from autokernel.evaluate.stages import failure_status
+from autokernel.types import Status
+
+TURN_LIMIT_S = 60.0
+SETTLE_S = 2e-3  # before a turn on a CPU: idle threads of whoever ran last fall asleep
+DISTURBED_SHARE = 0.05  # a turn that was without a processor for more than this share of its time is disturbed,
+REQUEST_S = 3e-4  # and for longer than a request takes
+FLUSHED = 2.0  # last-level caches that are overwritten before a turn on a GPU
+BUSY_S = 4e-4  # a small kernel right after a turn takes 0.16 to 0.24 ms on an H200, to change from process to process
+PATIENCE = 3  # turns in a row that end with a busy device
+
+
+class CpuClock:
+    """Turns on a CPU. ``on`` says whether a defence is on."""
+
+    def __init__(self, rng: random.Random, on: Callable[[str], bool]) -> None:
+        self._rng = rng
+        self._on = on
+
+    def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
+        """Nothing is: a turn is made of calls."""
+        return False
+
+    def spoiled(self) -> bool:
+        """Whether something else has spoiled what was timed since this was last asked: a turn itself tells that."""
+        return False
+
+    def conditions(self) -> Mapping[str, Any]:
+        """What there is to say of the device while turns were timed, by name."""
+        return {}
+
+    def turn(self, side: Side, index: int, rotation: Rotation, others: Iterable[Side], *, recorded: bool) -> Turn:
+        """One turn; the runner stands still before and after it. Raises RunnerFailed, Failed or RivalFailed."""
+        ids = side.ids[index]
+        first = self._rng.randrange(len(ids) - rotation.calls + 1)
+        order = self._rng.sample(range(first, first + rotation.calls), rotation.calls)
+        spare = [i for i in range(len(ids)) if not first <= i < first + rotation.calls]
+        warm = [ids[self._rng.choice(spare)]] if rotation.calls > 1 else []  # a long call is its own warm-up
+        if self._on("still"):
+            hold(others)
+        if self._on("fresh") and not self._on("hidden"):
+            rotation.rewrite(first, rotation.calls, self._rng)
+        side.handle.ask("time", {"order": warm, "move": True}, deadline_s=TURN_LIMIT_S)
+        if self._on("hidden"):
+            self._hold(side)
+            if self._on("fresh"):
+                rotation.rewrite(first, rotation.calls, self._rng)
+        time.sleep(SETTLE_S)
+        ran_ns = side.handle.ran_ns()
+        start = time.perf_counter()
+        answer = side.handle.ask("time", {"order": [ids[i] for i in order]}, deadline_s=TURN_LIMIT_S)
+        seconds = time.perf_counter() - start
+        self._hold(side)
+        side.turns += 1
+        side.disturbed_turns += disturbed(ran_ns, side.handle.ran_ns(), seconds)
+        claim = float(answer["claim_ns"]) * 1e-9
+        side.claims.append(claim / seconds)
+        if not self._on("clock"):
+            seconds = claim
+        seen = self._on("committed") and self._on("still")
+        return Turn(seconds / rotation.calls, tuple(order), answer, seen)
+
+    def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
+        """The output of one call of the last turn: read out of the stopped runner, or asked for."""
+        if turn.seen:
+            pid = side.handle.freezer.freeze(alone=not side.trusted)
+
+            def read(address: int, nbytes: int) -> torch.Tensor:
+                return torch.frombuffer(read_memory(pid, address, nbytes), dtype=torch.uint8)
+
+            try:
+                out = lying(read, turn.answer, which, want, name, apart=self._on("all-kept"))
+                side.outputs = "read"
+                return out
+            except PermissionError:  # the kernel forbids it
+                pass
+        side.outputs = "asked"
+        return side.exam.fetch(want, Status.IMPLAUSIBLE, name, which)
+
+    def _hold(self, side: Side) -> None:
+        if self._on("still"):
+            hold([side])
+
+
+class CudaClock:
+    """Turns on a GPU. ``on`` says whether a defence is on; ``cache_bytes`` is the size of the last-level cache."""
+
+    def __init__(self, device: str, cache_bytes: int, rng: random.Random, on: Callable[[str], bool]) -> None:
+        self._device = torch.device(device)
+        self._rng = rng
+        self._on = on
+        self._flush = torch.empty(int(FLUSHED * max(cache_bytes, 1 << 20)), dtype=torch.uint8, device=device)
+        self._small = torch.zeros(1, device=device)
+        self._watch = nvml.Watch(device, str(torch.cuda.get_device_properties(self._device).uuid))
+        self._seen: nvml.Conditions | None = None
+
+    def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
+        """Whether all these runners could record their calls on this workload. Those that have yet to do it do so now,
+        side by side. Raises RunnerFailed, Failed or RivalFailed.
+        """
+        asked: dict[int, Recording] = {}
+        for side in sides:
+            known = side.recordings.get(index)
+            if known is None or len(known.order) != rotation.calls:
+                order = tuple(self._rng.sample(range(rotation.calls), rotation.calls))
+                ids = tuple(side.ids[index][i] for i in order)
+                side.handle.post("record", {"key": index, "order": list(ids)})
+                asked[id(side)] = Recording(order, {})
+        for side in sides:
+            if id(side) in asked:
+                try:
+                    answer = side.handle.wait("record", TURN_LIMIT_S)
+                except RunnerFailed as error:
+                    raise failure(side, error, f"timing {rotation.work.key}") from None
+                side.keep(index, dataclasses.replace(asked[id(side)], answer=answer))
+        return all(side.recordings[index].recorded for side in sides)
+
+    def spoiled(self) -> bool:
+        """Whether clocks were taken away since this was last asked, or another program is on the device."""
+        self._seen = self._watch.look()
+        return self._seen is not None and bool(self._seen.throttled or self._seen.foreign)
+
+    def conditions(self) -> Mapping[str, Any]:
+        """How the device was when this was last looked at, for a verdict's environment."""
+        if self._seen is None:
+            return {"gpu": f"unknown: {self._watch.missing}"} if self._watch.missing else {}
+        return {"gpu": {k: v for k, v in dataclasses.asdict(self._seen).items() if k != "listed"}}
+
+    def turn(self, side: Side, index: int, rotation: Rotation, others: Iterable[Side], *, recorded: bool) -> Turn:
+        """One turn: of what was recorded, or of calls. Raises RunnerFailed, Failed or RivalFailed."""
+        if self._on("still"):
+            hold(others)
+        for last in (False,) * (PATIENCE - 1) + (True,):
+            turn, busy = self._once(side, index, rotation, recorded=recorded)
+            side.turns += 1
+            if not busy or not self._on("committed"):
+                return turn
+            side.disturbed_turns += 1
+            if last and not self.spoiled() and self._idle_when_alone(side):
+                raise side.failed(
+                    Status.IMPLAUSIBLE, "the device was still at work when the candidate said that it was done"
+                )
+        return turn
+
+    def _once(self, side: Side, index: int, rotation: Rotation, *, recorded: bool) -> tuple[Turn, bool]:
+        ids = side.ids[index]
+        order = side.recordings[index].order if recorded else tuple(self._rng.sample(range(len(ids)), rotation.calls))
+        request, fields = ("replay", {"key": index}) if recorded else ("time", {"order": [ids[i] for i in order]})
+        side.handle.ask("ready", deadline_s=TURN_LIMIT_S)
+        if self._on("fresh"):
+            if recorded:
+                rotation.rewrite(0, rotation.calls, self._rng)
+            else:
+                rotation.rewrite(0, len(ids), self._rng)
+        self._flush.zero_()
+        reset_persisting_cache()
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S)
+        seconds = time.perf_counter() - start
+        busy = self._small_kernel_s() > BUSY_S
+        if self._on("still"):
+            hold([side])
+        claim = float(answer["claim_ns"]) * 1e-9
+        side.claims.append(claim / seconds)
+        if not self._on("clock"):
+            seconds = claim
+        told = side.recordings[index].answer if recorded else answer
+        return Turn(seconds / rotation.calls, order, told, recorded and self._on("committed")), busy
+
+    def _small_kernel_s(self) -> float:
+        start = time.perf_counter()
+        self._small.add_(1)
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start
+
+    def _idle_when_alone(self, side: Side) -> bool:
+        """Whether the device is idle while this runner is on hold and has had time to finish: then what kept it busy
+        was the runner's, not another program's. A kernel of the runner's that does not end keeps it busy, too: such a
+        one is found by the deadline of the next turn.
+        """
+        hold([side])
+        time.sleep(0.05)
+        return min(self._small_kernel_s() for _ in range(3)) < BUSY_S
+
+    def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
+        """The output of one call of the last turn: read where it lies on the device, or asked for."""
+        if turn.seen:
+            side.outputs = "read"
+            return lying(
+                lambda address, nbytes: side.read_device(turn.answer, address, nbytes),
+                turn.answer, which, want, name, apart=self._on("all-kept"),
+            )  # fmt: skip
+        side.outputs = "asked"
+        return side.exam.fetch(want, Status.IMPLAUSIBLE, name, which)
+
+
+Clock = CpuClock | CudaClock
+
+
+def clock_of(device: str, cache_bytes: int, rng: random.Random, on: Callable[[str], bool]) -> Clock:
+    return CpuClock(rng, on) if device == "cpu" else CudaClock(device, cache_bytes, rng, on)
+
+
+def hold(sides: Iterable[Side]) -> None:
+    """Stop these runners, until they are asked again. Raises Failed, or RivalFailed."""
+    for side in sides:
+        if not side.handle.closed:
+            try:
+                side.handle.freezer.freeze(alone=not side.trusted)
+            except NotStill as error:
+                raise side.failed(Status.IMPLAUSIBLE, str(error)) from None
+
+
+def failure(side: Side, error: RunnerFailed, what: str) -> Exception:
+    """What it means that this runner did not answer as it should."""
+    return side.failed(failure_status(error, Status.CRASH), f"{what}: {error.reason}", error.log_tail)
+
+
+def disturbed(before_ns: int | None, after_ns: int | None, seconds: float) -> bool:
+    """Whether the thread that makes the calls was without a processor for too much of a turn.
+
+    Told by the time it ran: what Linux counts as waiting includes time in which a thread stood still.
+    """
+    if before_ns is None or after_ns is None:
+        return False
+    return seconds - (after_ns - before_ns) * 1e-9 > DISTURBED_SHARE * seconds + REQUEST_S
