@@ -173,7 +173,12 @@ class Backend(Protocol):
 
     def warm_up(self) -> None:
         """Make ready, once, what every runner on this backend's devices would else make for itself; runners are forked
-        from the process that does. A backend may leave this method out.
+        from the process that does, which must stay of one thread. A backend may leave this method out.
+        """
+
+    def furnish(self, cache: Path) -> None:
+        """Put into a new, empty folder of build products what every file's build needs, and no file may choose. A
+        backend may leave this method out.
         """
 
     def check(self, tree: Any) -> str | None:

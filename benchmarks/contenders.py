@@ -9,7 +9,9 @@ that whoever reads knows which one ended the process.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib.util
 import json
@@ -185,34 +187,46 @@ def work(options: argparse.Namespace) -> None:
     case = Case(**request["case"])
     problem = registry.load("problems", case.problem)
     workload = case.workload(options.dtype)
-    with torch.device(options.device):
+    with alone(options.lock), torch.device(options.device):
         generator = torch.Generator(options.device).manual_seed(7)
         there = problem.make_inputs(workload.dims, workload.dtype, generator)
-    want = expected(problem, there, workload.scalars, problem.flops(workload), options.device)
+        want = expected(problem, there, workload.scalars, problem.flops(workload), options.device)
     for name, make in contenders(case, options.device, options.compile_mode, options.peer):
         if name in request["skip"]:
             continue
         print(json.dumps({"begin": name}), file=answers, flush=True)
         answer: dict[str, Any] = {"name": name}
         try:
-            call = functools.partial(make(), *there, **workload.scalars)
-            out = call()
-            if tuple(out.shape) != tuple(want.oracle.shape) or out.dtype != want.dtype:
-                raise ValueError(
-                    f"{want.dtype} {tuple(want.oracle.shape)} expected, {out.dtype} {tuple(out.shape)} returned"
-                )
-            tolerance = problem.tolerances[options.dtype]
-            worst, wrong = mismatch(out, want, tolerance, statistical=not name.startswith("peer"))
-            answer |= {"error": worst}
-            if wrong and name not in ("eager", "compile", "library"):
-                answer["failed"] = f"wrong: {wrong}"
-            else:
-                answer["us"] = median_us(call, options.device)
+            call = functools.partial(make(), *there, **workload.scalars)  # builds, which takes no turn
+            with alone(options.lock):
+                out = call()
+                if tuple(out.shape) != tuple(want.oracle.shape) or out.dtype != want.dtype:
+                    raise ValueError(
+                        f"{want.dtype} {tuple(want.oracle.shape)} expected, {out.dtype} {tuple(out.shape)} returned"
+                    )
+                tolerance = problem.tolerances[options.dtype]
+                worst, wrong = mismatch(out, want, tolerance, statistical=not name.startswith("peer"))
+                answer |= {"error": worst}
+                if wrong and name not in ("eager", "compile", "library"):
+                    answer["failed"] = f"wrong: {wrong}"
+                else:
+                    answer["us"] = median_us(call, options.device)
         except Exception as error:  # a contender may raise anything; the table says what
             answer["failed"] = (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             )
         print(json.dumps(answer), file=answers, flush=True)
+
+
+@contextlib.contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """While this lasts, no other worker that was given the same lock uses the device."""
+    if lock is None:
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given up with the file, and with the process
+        yield
 
 
 def median_us(call: Callable[[], Any], device: str) -> float:
@@ -241,6 +255,7 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on cuda, fp32 on a CPU")
     parser.add_argument("--peer", action="append", default=[], type=Path, help="a folder of kernel files; repeatable")
+    parser.add_argument("--lock", type=Path, help="a file: workers with the same one take turns on the device")
     parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs")
     return parser
 

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backend", action="append", default=[], help="default: cpp on a CPU, triton and cuda else")
     parser.add_argument("--problem", action="append", default=[])
+    parser.add_argument("--no-baselines", action="store_true", help="do not time eager, torch.compile and the library")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     kind = options.device.split(":")[0]
@@ -71,13 +72,17 @@ def main() -> None:
                 scalars = dict(registry.load("problems", name).scalars)
                 work = Workload(dims, dtype, 1, {}, scalars)  # type: ignore[arg-type]
                 target = Target(name, name, backend, (work,), 1.0, 0.0, 0.0)
-                rows += judged(judge, target, path.read_text(), CPU_LIMIT_S if kind == "cpu" else None)
+                rows += judged(
+                    judge, target, path.read_text(), CPU_LIMIT_S if kind == "cpu" else None, not options.no_baselines
+                )
                 if options.json:
                     options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
 
 
-def judged(judge: JudgeClient, target: Target, source: str, limit_s: float | None) -> list[dict[str, Any]]:
+def judged(
+    judge: JudgeClient, target: Target, source: str, limit_s: float | None, baselines: bool
+) -> list[dict[str, Any]]:
     """The verdicts on one starter: cold, warm, wrong in smoke, not building."""
     broken = source.replace("def kernel_fn(", "def kernel_fn(:", 1)
     limit_s = limit_s or LIMITS_S.get(target.problem, 8.0 if target.backend == "cuda" else DEFAULT_LIMIT_S)
@@ -90,7 +95,7 @@ def judged(judge: JudgeClient, target: Target, source: str, limit_s: float | Non
     )
     rows = []
     for what, candidate, incumbent, limit in tries:
-        found = judge.evaluate(Assignment(target, candidate, incumbent))
+        found = judge.evaluate(Assignment(target, candidate, incumbent, baselines=baselines))
         rows.append(row_of(target, what, found, limit))
         print(f"{target.backend} {target.problem}, {what}: {found.seconds:.2f} s", file=sys.stderr, flush=True)
     return rows

@@ -6,6 +6,9 @@ or steps again (noise_kernels/). Run it on an otherwise idle machine:
 
     python benchmarks/noise.py --aa 100 --power 30 --gain 0.05 --json noise.json
     python benchmarks/noise.py --device cuda --aa 100 --power 30 --gain 0.02 --json noise.json
+
+With --decision-only candidates go straight to the comparison (the judge's Contest, in this process): the stages of
+correctness before it have no say in what is kept of A/A candidates, and take most of the time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -22,10 +26,11 @@ from pathlib import Path
 import click
 
 from autokernel.assets import starter
-from autokernel.evaluate.client import Assignment, Evaluation, JudgeClient, JudgeOptions
-from autokernel.types import Target, Workload
+from autokernel.evaluate.client import Assignment, JudgeClient, JudgeOptions
+from autokernel.types import Comparison, Target, Workload
 
 RMS = {"eps": 1e-6}
+MIN_GAIN = 0.005  # as in a run, unless its owner asks for another
 CASES = {
     "cpu": {
         "rmsnorm 512x768 fp32": Workload({"R": 512, "C": 768}, "fp32", scalars=RMS),
@@ -72,22 +77,87 @@ def once_replaced(source: str, old: str, new: str) -> str:
     return source.replace(old, new)
 
 
-def summary(name: str, evaluations: list[Evaluation]) -> dict[str, object]:
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """What became of one candidate; ``failure`` says why there is no comparison."""
+
+    comparison: Comparison | None
+    failure: str
+    seconds: float
+
+
+class WholeJudge:
+    """Candidates are judged as in a run."""
+
+    def __init__(self, folder: Path, device: str, target: Target) -> None:
+        self._judge = JudgeClient(folder, JudgeOptions(device=device))
+        self._target = target
+
+    def decide(self, candidate: str, incumbent: str) -> Decided:
+        found = self._judge.evaluate(Assignment(self._target, candidate, incumbent=incumbent, baselines=False))
+        verdict = found.verdict
+        return Decided(found.comparison, f"{verdict.status.value}: {verdict.reason}", found.seconds)
+
+    def close(self) -> None:
+        self._judge.close()
+
+
+class DecisionOnly:
+    """Candidates go straight to the comparison."""
+
+    def __init__(self, folder: Path, device: str, target: Target) -> None:
+        import torch
+
+        from autokernel import hardware, registry
+        from autokernel.evaluate.contest import Contest
+        from autokernel.evaluate.workshop import Workshop
+
+        torch.set_grad_enabled(False)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._workshop = Workshop(folder, device, len(os.sched_getaffinity(0)))
+        problem = registry.load("problems", target.problem)
+        self._contest = Contest(target, problem, self._workshop, hardware.measure(device))
+
+    def decide(self, candidate: str, incumbent: str) -> Decided:
+        from autokernel.evaluate.sides import RivalFailed
+        from autokernel.evaluate.stages import Failed
+
+        started = time.perf_counter()
+        side = None
+        try:
+            side = self._contest.admit(candidate)
+            found = self._contest.compare(side, candidate, incumbent, MIN_GAIN, lambda *_: None)
+            self._contest.check(side)
+            return Decided(found, "", time.perf_counter() - started)
+        except (Failed, RivalFailed) as failure:
+            return Decided(None, str(failure), time.perf_counter() - started)
+        finally:
+            if side is not None:
+                side.close()
+            self._workshop.forget(candidate)
+
+    def close(self) -> None:
+        self._contest.close()
+        self._workshop.close()
+
+
+def summary(name: str, found: list[Decided]) -> dict[str, object]:
     """What became of a series: kept, and the log ratios seen."""
-    compared = [e.comparison for e in evaluations if e.comparison is not None]
+    compared = [each.comparison for each in found if each.comparison is not None]
     ratios = [c.log_ratio for c in compared]
     quarters = statistics.quantiles(ratios, n=20) if len(ratios) > 1 else [0.0] * 19
     return {
         "series": name,
-        "n": len(evaluations),
+        "n": len(found),
         "passed": len(compared),
         "kept": sum(c.keep for c in compared),
         "confirmed": sum("fresh pairs" in c.reason for c in compared),
         "median_pct": 100 * math.expm1(statistics.median(ratios)) if ratios else None,
         "p5_pct": 100 * math.expm1(quarters[0]),
         "p95_pct": 100 * math.expm1(quarters[-1]),
-        "seconds": statistics.median(e.seconds for e in evaluations),
-        "failures": sorted({e.verdict.reason for e in evaluations if e.comparison is None}),
+        "us": statistics.median(c.incumbent_us for c in compared) if compared else None,
+        "seconds": statistics.median(each.seconds for each in found),
+        "failures": sorted({each.failure for each in found if each.comparison is None}),
     }
 
 
@@ -97,8 +167,11 @@ def summary(name: str, evaluations: list[Evaluation]) -> dict[str, object]:
 @click.option("--gain", default=0.05, show_default=True, help="How much less work these do, as a fraction.")
 @click.option("--case", "wanted", multiple=True, help="Cases whose name contains this. Default: on a CPU the first.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--decision-only", is_flag=True, help="Leave out the stages of correctness.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write every comparison there.")
-def main(aa: int, power: int, gain: float, wanted: tuple[str, ...], device: str, path: Path | None) -> None:
+def main(
+    aa: int, power: int, gain: float, wanted: tuple[str, ...], device: str, decision_only: bool, path: Path | None
+) -> None:
     kind = device.split(":")[0]
     known = CASES[kind]
     names = [name for name in known if any(word in name for word in wanted)]
@@ -108,32 +181,29 @@ def main(aa: int, power: int, gain: float, wanted: tuple[str, ...], device: str,
         names = list(known)[:1] if kind == "cpu" else list(known)
     rows: list[dict[str, object]] = []
     raw: dict[str, list[dict[str, object]]] = {}
-    options = JudgeOptions(device=device)
-    with tempfile.TemporaryDirectory() as folder, JudgeClient(Path(folder) / "scratch", options) as judge:
+    with tempfile.TemporaryDirectory() as folder:
         for case in names:
             problem = case.split()[0]
             source = honest(kind, problem)
             backend = "cpp" if kind == "cpu" else "triton"
             target = Target(problem, problem, backend, (known[case],), share=1.0, eager_us=1.0, floor_us=1.0)
+            judge = (DecisionOnly if decision_only else WholeJudge)(Path(folder) / "scratch", device, target)
             slower = with_extra_work(kind, source, gain)
             for series, count, incumbent in ((f"{case} A/A", aa, source), (f"{case} +{gain:.0%}", power, slower)):
-                evaluations: list[Evaluation] = []
+                found: list[Decided] = []
                 started = time.monotonic()
                 for number in range(count):
-                    candidate = f"{source}\n# candidate {number}\n"
-                    evaluations.append(
-                        judge.evaluate(Assignment(target, candidate, incumbent=incumbent, baselines=False))
-                    )
-                    told = evaluations[-1].comparison
-                    verdict = evaluations[-1].verdict
-                    line = told.reason if told else f"{verdict.status.value}: {verdict.reason}"
+                    found.append(judge.decide(f"{source}\n# candidate {number}\n", incumbent))
+                    told = found[-1].comparison
+                    line = told.reason if told else found[-1].failure
                     print(f"{series} {number + 1}/{count} {time.monotonic() - started:.0f} s: {line}", file=sys.stderr)
                     if path is not None:  # after each: a run that is cut short has measured what it has
-                        raw[series] = [dataclasses.asdict(e.comparison) for e in evaluations if e.comparison]
-                        found = [*rows, summary(series, evaluations)]
-                        path.write_text(json.dumps({"rows": found, "comparisons": raw}, indent=1) + "\n")
-                if evaluations:
-                    rows.append(summary(series, evaluations))
+                        raw[series] = [dataclasses.asdict(each.comparison) for each in found if each.comparison]
+                        table = [*rows, summary(series, found)]
+                        path.write_text(json.dumps({"rows": table, "comparisons": raw}, indent=1) + "\n")
+                if found:
+                    rows.append(summary(series, found))
+            judge.close()
     print(
         f"{'series':32} {'n':>4} {'kept':>5} {'confirmed':>10} {'median %':>9} {'p5 %':>7} {'p95 %':>7} {'s each':>7}"
     )

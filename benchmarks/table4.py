@@ -3,6 +3,7 @@
     python benchmarks/table4.py --device cuda --decode --json table4.json --chart table4.png
     python benchmarks/table4.py --only softmax --peer ../elsewhere/kernels
     python benchmarks/table4.py --device cuda --gpus 0,1,2,3    # cases spread over equal GPUs; a case stays on one
+    python benchmarks/table4.py --show table4.json --chart table4.png    # what was measured, again
 
 Rivals: PyTorch eager, torch.compile, the best library calls (SDPA's flash and cuDNN backends, F.rms_norm and the like,
 Liger's Triton kernels where it can be imported), and with --peer any folder of kernel files that define kernel_fn.
@@ -25,8 +26,9 @@ import queue
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,13 @@ WORKER = Path(__file__).with_name("contenders.py")
 CASE_S = 600.0
 
 
-def measure(case: Case, options: argparse.Namespace, gpu: str | None) -> list[dict[str, Any]]:
+def measure(case: Case, options: argparse.Namespace, gpu: str | None, locks: Path) -> list[dict[str, Any]]:
     """Every contender's time; a worker that dies is started again without the contender that killed it."""
     found: list[dict[str, Any]] = []
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
     while True:
         command = [sys.executable, str(WORKER), "--device", options.device, "--dtype", options.dtype]
-        command += ["--compile-mode", options.compile_mode]
+        command += ["--compile-mode", options.compile_mode, "--lock", str(locks / f"gpu-{gpu}")]
         for peer in options.peer:
             command += ["--peer", str(peer)]
         request = json.dumps({"case": dataclasses.asdict(case), "skip": [each["name"] for each in found]})
@@ -131,9 +133,15 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="cases whose name contains this; repeatable")
     parser.add_argument("--decode", action="store_true", help="also cases of 1 to 64 rows")
     parser.add_argument("--gpus", default="", help="ids of equal GPUs, such as 0,1: as many cases at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="cases under way on a GPU: one is timed, others build")
+    parser.add_argument("--show", action="append", default=[], type=Path, help="measure nothing; show this JSON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--chart", type=Path)
     options = parser.parse_args()
+    if options.show:
+        told = [json.loads(path.read_text()) for path in options.show]
+        show([row for each in told for row in each["rows"]], told[0], options.chart)
+        return
     options.dtype = options.dtype or ("fp32" if options.device == "cpu" else "fp16")
     known = CPU_CASES if options.device == "cpu" else [*CUDA_CASES, *(DECODE_CASES if options.decode else ())]
     cases = [case for case in known if not options.only or any(word in case.name for word in options.only)]
@@ -142,7 +150,7 @@ def main() -> None:
     ceilings = hardware.measure(options.device, refresh=True)
     idle: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     gpus = [each for each in options.gpus.split(",") if each] or [None]
-    for gpu in gpus:
+    for gpu in gpus * options.jobs:
         idle.put(gpu)
 
     def row(case: Case) -> dict[str, Any]:
@@ -151,21 +159,30 @@ def main() -> None:
         floor_us = ceilings.floor_us(problem.flops(workload), problem.bytes(workload), workload.dtype)
         gpu = idle.get()
         try:
-            return line(case, measure(case, options, gpu), floor_us)
+            return line(case, measure(case, options, gpu, Path(locks)), floor_us)
         finally:
             idle.put(gpu)
 
     rows: list[dict[str, Any]] = []
-    with concurrent.futures.ThreadPoolExecutor(len(gpus)) as pool:
+    data = {"machine": ceilings.to_json(), "device": options.device, "dtype": options.dtype, "rows": rows}
+    data["time"] = time.strftime("%Y-%m-%d")
+    with (
+        tempfile.TemporaryDirectory() as locks,
+        concurrent.futures.ThreadPoolExecutor(len(gpus) * options.jobs) as pool,
+    ):
         for found in pool.map(row, cases):
             rows.append(found)
             print(f"{found['case']}: {found.get('ratio', float('nan')):.2f}", file=sys.stderr, flush=True)
             if options.json:  # after every case: a run that is cut short is a shorter table
-                data = {"machine": ceilings.to_json(), "device": options.device, "dtype": options.dtype, "rows": rows}
-                options.json.write_text(json.dumps({**data, "time": time.strftime("%Y-%m-%d")}, indent=1))
+                options.json.write_text(json.dumps(data, indent=1))
+    show(rows, data, options.chart)
+
+
+def show(rows: Sequence[dict[str, Any]], run: Mapping[str, Any], picture: Path | None) -> None:
+    """Print the table of a run; draw its chart, too, when a path is given."""
     print(table(rows))
-    if options.chart:
-        chart(rows, options.chart, f"{ceilings.name}, {options.dtype}, {time.strftime('%Y-%m-%d')}")
+    if picture:
+        chart(rows, picture, f"{run['machine']['name']}, {run['dtype']}, {run['time']}")
 
 
 if __name__ == "__main__":

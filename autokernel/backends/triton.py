@@ -7,6 +7,7 @@ memory) and the binary's ELF notes (registers, stack). Standard library only: ne
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import importlib.util
 import itertools
@@ -105,29 +106,41 @@ class TritonBackend:
         }
 
     def warm_up(self) -> None:
-        """Load the compiler, by compiling something, and build what it builds once a machine: it costs every process
-        1.5 s otherwise. Opens no CUDA context and leaves no thread, so the caller may fork.
+        """Load the compiler, by compiling something: it costs every process a second otherwise. And build, in a process
+        of its own, what the driver's part of Triton builds once a machine (see ``furnish``).
         """
-        os.environ["TRITON_CACHE_DIR"] = str(cache_folder() / "triton")
-        os.environ["TRITON_ALWAYS_COMPILE"] = "1"
+        changed = {"TRITON_CACHE_DIR": str(_common()), "TRITON_ALWAYS_COMPILE": "1"}
+        os.environ.update(changed)
         try:
-            import triton
             from triton.backends.compiler import GPUTarget
-            from triton.compiler import ASTSource
+            from triton.compiler import ASTSource, compile
+            from triton.runtime import driver
 
             from autokernel.backends._warm_kernel import copy_kernel
 
-            _ = triton.runtime.driver.active.utils
+            pid = os.fork()  # it opens the driver's library, which starts threads
+            if pid == 0:
+                with contextlib.suppress(Exception):
+                    _ = driver.active.utils
+                os._exit(0)
+            os.waitpid(pid, 0)
             chip = re.match(r"(\d+)\.(\d+)", architecture() or "")
             if chip:
                 types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32", "BLOCK": "constexpr"}
                 source = ASTSource(fn=copy_kernel, signature=types, constexprs={"BLOCK": 16})
-                triton.compile(source, target=GPUTarget("cuda", int(chip[1] + chip[2]), WARP))
+                compile(source, target=GPUTarget("cuda", int(chip[1] + chip[2]), WARP))
         except Exception as error:  # then every runner does it for itself, and says why it cannot
             print(f"triton could not be warmed up: {error}", file=sys.stderr)
         finally:
-            for name in ("TRITON_CACHE_DIR", "TRITON_ALWAYS_COMPILE"):
+            for name in changed:
                 del os.environ[name]
+
+    def furnish(self, cache: Path) -> None:
+        """Triton's own extension module for the driver, which it would compile for half a second in each new cache."""
+        for module in _common().glob("*/cuda_utils*.so"):
+            place = cache / "triton" / module.parent.name
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(module, place / module.name)
 
     def check(self, tree: ast.Module) -> str | None:
         """As for other languages on the host's side; a kernel's own body may say ``tl.sum``, but nothing of torch."""
@@ -266,6 +279,11 @@ def resources(cubin: bytes) -> dict[str, tuple[int, int]]:
             found.setdefault(text(strings, name_at), {})[attribute] = value
         at += length
     return {name: (v[_REGCOUNT], v.get(_FRAME_SIZE, 0)) for name, v in found.items() if _REGCOUNT in v}
+
+
+def _common() -> Path:
+    """Triton's cache for what no candidate had a hand in."""
+    return cache_folder() / "triton"
 
 
 BACKEND = TritonBackend()

@@ -8,6 +8,11 @@ the new inputs early, or to finish late, would hold up a small kernel of the jud
 device must be idle when the runner says that it is done. Outputs are read in place through CUDA's inter-process
 handles, which were named when the graph was recorded.
 
+There are two clocks on a GPU. The *fine* one is made of CUDA events around the replay: it tells 0.3 %, and belongs to
+the runner, which a candidate could have rewritten. The judge's *own* takes in the request and the change from process
+to process, 0.4 to 1 ms which vary by 0.1, and cannot be deceived. The fine one says how sure a gain is; the own one has
+to confirm it (decision.py), and the fine one may never say that a turn was more than REQUEST_LIMIT_S shorter.
+
 What cannot be recorded (it waits for the device, say) is timed by its calls, launches and all, and so is its rival.
 """
 
@@ -37,7 +42,10 @@ SETTLE_S = 2e-3  # before a turn on a CPU: idle threads of whoever ran last fall
 DISTURBED_SHARE = 0.05  # a turn that was without a processor for more than this share of its time is disturbed,
 REQUEST_S = 3e-4  # and for longer than a request takes
 FLUSHED = 2.0  # last-level caches that are overwritten before a turn on a GPU
+REQUEST_LIMIT_S = 1.5e-3  # a request to a GPU's runner costs 0.4 to 1 ms: more than this is counted as work
+SPIN_S = 0.1  # for so long at most either side stays awake for the other
 BUSY_S = 4e-4  # a small kernel right after a turn takes 0.16 to 0.24 ms on an H200, to change from process to process
+LOOK_EVERY_S = 0.3  # at the device's state, at the most
 PATIENCE = 3  # turns in a row that end with a busy device
 
 
@@ -89,7 +97,7 @@ class CpuClock:
         if not self._on("clock"):
             seconds = claim
         seen = self._on("committed") and self._on("still")
-        return Turn(seconds / rotation.calls, tuple(order), answer, seen)
+        return Turn(seconds / rotation.calls, seconds / rotation.calls, tuple(order), answer, seen)
 
     def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
         """The output of one call of the last turn: read out of the stopped runner, or asked for."""
@@ -124,6 +132,7 @@ class CudaClock:
         self._small = torch.zeros(1, device=device)
         self._watch = nvml.Watch(device, str(torch.cuda.get_device_properties(self._device).uuid))
         self._seen: nvml.Conditions | None = None
+        self._looked = 0.0
 
     def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
         """Whether all these runners could record their calls on this workload. Those that have yet to do it do so now,
@@ -148,7 +157,8 @@ class CudaClock:
 
     def spoiled(self) -> bool:
         """Whether clocks were taken away since this was last asked, or another program is on the device."""
-        self._seen = self._watch.look()
+        if time.monotonic() - self._looked > LOOK_EVERY_S:  # a look takes 4 to 20 ms
+            self._seen, self._looked = self._watch.look(), time.monotonic()
         return self._seen is not None and bool(self._seen.throttled or self._seen.foreign)
 
     def conditions(self) -> Mapping[str, Any]:
@@ -177,27 +187,25 @@ class CudaClock:
         ids = side.ids[index]
         order = side.recordings[index].order if recorded else tuple(self._rng.sample(range(len(ids)), rotation.calls))
         request, fields = ("replay", {"key": index}) if recorded else ("time", {"order": [ids[i] for i in order]})
-        side.handle.ask("ready", deadline_s=TURN_LIMIT_S)
+        side.handle.ask("ready", {"spin_s": SPIN_S}, deadline_s=TURN_LIMIT_S)
         if self._on("fresh"):
-            if recorded:
-                rotation.rewrite(0, rotation.calls, self._rng)
-            else:
-                rotation.rewrite(0, len(ids), self._rng)
+            rotation.rewrite(0, rotation.calls if recorded else len(ids), self._rng)
         self._flush.zero_()
         reset_persisting_cache()
         torch.cuda.synchronize(self._device)
         start = time.perf_counter()
-        answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S)
-        seconds = time.perf_counter() - start
+        answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S, spin_s=SPIN_S)
+        own = time.perf_counter() - start
         busy = self._small_kernel_s() > BUSY_S
         if self._on("still"):
             hold([side])
         claim = float(answer["claim_ns"]) * 1e-9
-        side.claims.append(claim / seconds)
-        if not self._on("clock"):
-            seconds = claim
+        side.claims.append(claim / own)
+        believed = min(own, max(claim, own - REQUEST_LIMIT_S)) if recorded else own
+        fine = believed if self._on("clock") else claim
         told = side.recordings[index].answer if recorded else answer
-        return Turn(seconds / rotation.calls, order, told, recorded and self._on("committed")), busy
+        seen = recorded and self._on("committed")
+        return Turn(fine / rotation.calls, own / rotation.calls, order, told, seen), busy
 
     def _small_kernel_s(self) -> float:
         start = time.perf_counter()

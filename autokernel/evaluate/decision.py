@@ -21,17 +21,21 @@ from scipy.special import stdtrit
 FIRST_LOOK, LAST_LOOK = 4, 8  # pairs
 FIRST_CONFIDENCE, LAST_CONFIDENCE = 0.99, 0.96  # two-sided; a null candidate passes either with 2.5 % at the most
 FUTILE_MARGIN = 0.005  # beyond the least gain: what the mean must show at the first look to be worth the second
+AGREEMENT = 0.5  # share of a gain that the judge's own clock must see, where a finer one that is not its own saw it
 SLOWER_LIMIT = math.log(0.98)  # no real workload may be confirmed more than 2 % slower
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One interleaved block: log(t_incumbent / t_candidate) of the weighted work, and of each workload by key."""
+    """One interleaved block: log(t_incumbent / t_candidate) of the weighted work, and of each workload by key.
+    ``own_log_ratio`` is the same by the judge's own clock, where that is not the one which counts.
+    """
 
     log_ratio: float
     by_workload: Mapping[str, float]
     incumbent_us: float
     candidate_us: float
+    own_log_ratio: float | None = None
     disturbed: bool = False  # other processes took the processor, and did so again when the block was repeated
 
 
@@ -54,6 +58,12 @@ def interval(values: Sequence[float], confidence: float = LAST_CONFIDENCE) -> In
 def middle(blocks: Sequence[Block]) -> float:
     """What the blocks of one pair say together: their median log ratio."""
     return statistics.median(block.log_ratio for block in blocks)
+
+
+def confirmed(pairs: Sequence[Sequence[Block]], claimed: float) -> bool:
+    """Whether the judge's own, coarser clock saw at least AGREEMENT of a gain, on average over the pairs."""
+    own = [block.own_log_ratio for pair in pairs for block in pair if block.own_log_ratio is not None]
+    return not own or statistics.fmean(own) >= AGREEMENT * claimed
 
 
 def screen(blocks: Sequence[Block], min_gain: float) -> Literal["hopeless", "promising"]:
@@ -88,6 +98,9 @@ def confirm(pairs: Sequence[Sequence[Block]], min_gain: float) -> Outcome:
             return Outcome(True, False, f"workload {key} is slower: {percent(each.mean)}", overall)
     needed = math.log1p(min_gain)
     bounds = f"[{percent(overall.low)}, {percent(overall.high)}] over {len(pairs)} fresh pairs"
+    if overall.low > needed and not confirmed(pairs, overall.mean):
+        told = f"ambiguous: {percent(overall.mean)}, {bounds}, of which the judge's own clock saw less than half"
+        return Outcome(last, False, told, overall)
     if overall.low > needed:
         return Outcome(True, True, f"{percent(overall.mean)} faster, {bounds}", overall)
     if overall.high < needed or (not last and overall.mean < needed + FUTILE_MARGIN):

@@ -27,7 +27,7 @@ DEFENCES: Mapping[str, str] = {
     "timed": "outputs of timed calls are compared with the oracle, in random order",
     "all-kept": "any output of a turn may be checked, not only the last, and none may overlap another",
     "committed": "outputs are read out of the stopped process: nothing can be computed once the clock has stopped",
-    "clock": "times are the judge's, taken around the whole turn; what a runner says of time is not used",
+    "clock": "times are the judge's, around the turn; what a runner says of time counts as far as they confirm it",
     "still": "a runner stands still outside its turns, and may not have helpers",
     "floor": "nothing beats the measured roofline",
     "deadline": "every answer is due at a time that the judge sets; who is late is killed",

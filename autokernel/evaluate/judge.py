@@ -25,7 +25,7 @@ from autokernel import hardware, registry
 from autokernel.evaluate import sandbox
 from autokernel.evaluate.contest import Contest
 from autokernel.evaluate.defences import checked
-from autokernel.evaluate.pool import Handle
+from autokernel.evaluate.pool import Handle, close_all
 from autokernel.evaluate.protocol import Channel, PeerGone
 from autokernel.evaluate.sides import Side
 from autokernel.evaluate.stages import Examination, Failed
@@ -112,8 +112,7 @@ class Judge:
             exam.run_all(target.workloads, secrets.randbits(60), clock.stage, helpers)
             clock.stage("timing", 0, 1)
             contest = self._contest_of(target, problem, off)
-            for each in (exam, *team):
-                each.handle.close()
+            close_all(each.handle for each in (exam, *team))
             side = contest.admit(source)
             measurements = contest.measure(side, baselines=baselines, thorough=thorough)
             if incumbent is not None:
@@ -128,11 +127,9 @@ class Judge:
             if exam is not None:
                 environment |= conditions(exam, side)
                 exam.close()
+            close_all([*(each.handle for each in team), *([handle] if handle else [])])
             for each in team:
                 each.close()
-                each.handle.close()
-            if handle is not None:
-                handle.close()
             if side is not None:
                 side.close()
             evidence = self._workshop.evidence(source, target.backend)

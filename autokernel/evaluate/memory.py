@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,10 +90,17 @@ class InputSets:
     """Sets of input tensors for one problem, equal in layout, in one sealed arena, each tensor at a page boundary; on
     the device of the first tensor.
 
-    ``layout`` describes the tensors of the first set; set ``i`` lies ``i * set_bytes`` further on.
+    ``layout`` describes the tensors of the first set; set ``i`` lies ``i * set_bytes`` further on. ``place`` gives the
+    memory, of at least so many bytes, where it is not to be new; whoever gave it closes it.
     """
 
-    def __init__(self, sets: Sequence[Sequence[torch.Tensor]], *, sealed: bool = True) -> None:
+    def __init__(
+        self,
+        sets: Sequence[Sequence[torch.Tensor]],
+        *,
+        sealed: bool = True,
+        place: Callable[[int], SharedMemory] | None = None,
+    ) -> None:
         self.sealed = sealed
         self.layout: list[dict[str, Any]] = []
         self.set_bytes = 0
@@ -108,7 +115,9 @@ class InputSets:
             )
             self.set_bytes += padded(extent(tensor.shape, tensor.stride()) * tensor.element_size())
         device = sets[0][0].device if sets[0] else torch.device("cpu")
-        self.arena = shared_memory(self.set_bytes * len(sets), device, read_only=sealed)
+        self._own = place is None
+        nbytes = self.set_bytes * len(sets)
+        self.arena = place(nbytes) if place else shared_memory(nbytes, device, read_only=sealed)
         self.tensors = [tensors_of(self.arena.bytes, self.layout, i * self.set_bytes) for i in range(len(sets))]
         for ours, theirs in zip(self.tensors, sets, strict=True):
             for mine, drawn in zip(ours, theirs, strict=True):
@@ -129,7 +138,8 @@ class InputSets:
 
     def close(self) -> None:
         self.tensors = []
-        self.arena.close()
+        if self._own:
+            self.arena.close()
 
 
 def settle(device: torch.device) -> None:

@@ -65,13 +65,16 @@ class Channel:
         except OSError as error:
             raise PeerGone(str(error)) from error
 
-    def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], list[int]]:
-        """The next message and the descriptors that came with it. ``timeout_s`` None waits without limit.
+    def receive(self, timeout_s: float | None = None, spin_s: float = 0.0) -> tuple[dict[str, Any], list[int]]:
+        """The next message and the descriptors that came with it. ``timeout_s`` None waits without limit; for the first
+        ``spin_s`` it stays awake while it waits, since to wake a sleeper takes some 100 us, now more, now less.
 
         Raises PeerGone, PeerLate or PeerNonsense.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._fds = []
+        if spin_s:
+            self._spin(time.monotonic() + spin_s)
         (length,) = HEADER.unpack(self._read(HEADER.size, deadline))
         most = MAX_HEADER_BYTES if self._trusted else UNTRUSTED_HEADER_BYTES
         if length > most:
@@ -84,6 +87,18 @@ class Channel:
         if not isinstance(message, dict):
             raise PeerNonsense("a message is not a JSON object")
         return message, self._fds
+
+    def _spin(self, until: float) -> None:
+        """Return when there is something to read, or at that time."""
+        self._sock.setblocking(False)
+        while time.monotonic() < until:
+            try:
+                self._sock.recv(1, socket.MSG_PEEK)
+                return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # what it is, the reader will be told
 
     def _read(self, count: int, deadline: float | None) -> bytes:
         parts: list[bytes] = []

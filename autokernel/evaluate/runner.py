@@ -55,6 +55,7 @@ class Runner:
         self.function: Callable[..., Any] | None = None
         self.sets: dict[int, tuple[torch.Tensor, ...]] = {}
         self.scalars: dict[int, dict[str, Any]] = {}
+        self.input_bytes = torch.empty(0)
         self.output_bytes: torch.Tensor | None = None
         self.outs: list[Any] = []
         self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, list[Any]]] = {}
@@ -88,10 +89,13 @@ class Runner:
         return {}
 
     def inputs(self, message: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Map sets of inputs, all of one layout, that lie one after the other behind one descriptor."""
-        (fd,) = fds
-        raw = map_readable(fd, message["nbytes"], self.device, sealed=message["sealed"])
-        os.close(fd)  # the mapping holds the memory
+        """Take note of sets of inputs, all of one layout, that lie one after the other in memory behind a descriptor:
+        map it, or without one take what was mapped last.
+        """
+        for fd in fds:
+            self.input_bytes = map_readable(fd, message["nbytes"], self.device, sealed=message["sealed"])
+            os.close(fd)  # the mapping holds the memory
+        raw = self.input_bytes
         for position, key in enumerate(message["ids"]):
             self.sets[key] = tensors_of(raw, message["layout"], position * message["set_bytes"])
             self.scalars[key] = message["scalars"]
@@ -244,8 +248,10 @@ def serve(channel: Channel, device: str, scratch: Path) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # no collection falls into a timed call; a runner does not live long enough to need one
+    spin_s = 0.0
     while True:
-        message, fds = channel.receive()
+        message, fds = channel.receive(spin_s=spin_s)
+        spin_s = message.get("spin_s", 0.0)
         handler = getattr(runner, message["op"])
         try:
             answer = {"ok": True, **handler(message, fds)}

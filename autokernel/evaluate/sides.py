@@ -90,11 +90,12 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One timed turn: seconds a call, the sets in the order of the calls, and what the runner said of its outputs.
-    ``seen`` says that these can be read where they lie.
+    """One timed turn: seconds a call by the clock that is fine, and by the judge's own (see clocks.py); the sets in the
+    order of the calls, and what the runner said of its outputs. ``seen`` says that these can be read where they lie.
     """
 
     seconds: float
+    own_seconds: float
     order: tuple[int, ...]
     answer: Mapping[str, Any]
     seen: bool

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,8 @@ CALIBRATIONS = {"cpu": 1, "cuda": 3}  # a few calls on a GPU take less than the 
 STEADY = 1.3  # a turn that was calibrated before may become so much longer or shorter before it is calibrated anew
 GROWTH = 1.1  # sets are laid out anew only when this much more of them are wanted
 CHECKED_TURNS = 0.2  # share of the turns of which outputs are checked
-CHECK_S, RECHECK_S = 0.04, 0.3  # for so long, at least two of them; and at its end, all workloads together
+CHECK_S = 0.04  # for so long, at least two of them
+RECHECK_S = {"cpu": 0.3, "cuda": 0.1}  # and at its end, all workloads together
 
 
 class Bench:
@@ -64,6 +66,7 @@ class Bench:
             for w in workloads
         ]
         self._sides: list[Side] = []
+        self._admitting = threading.Lock()  # several may be admitted at a time
 
     def close(self) -> None:
         for rotation in self.rotations:
@@ -74,7 +77,8 @@ class Bench:
         side = Side(handle, exam, rival, trusted=trusted)
         for rotation in self.rotations:
             side.ids.append(exam.show(rotation.inputs, rotation.scalars))
-        self._sides = [each for each in self._sides if not each.handle.closed] + [side]
+        with self._admitting:
+            self._sides = [each for each in self._sides if not each.handle.closed] + [side]
         return side
 
     def calibrate(self, side: Side, others: Iterable[Side]) -> None:
@@ -85,7 +89,7 @@ class Bench:
             if rotation.calls < CALIBRATION_CALLS:
                 rotation.calls = min(CALIBRATION_CALLS, len(rotation.inputs.tensors) - 1, rotation.most_calls)
             for _ in range(CALIBRATIONS[self._kind]):
-                seconds = min(self.turn(side, index) for _ in range(3))
+                seconds = min(self.turn(side, index).seconds for _ in range(3))
                 wanted = min(max(1, round(TURN_S / max(seconds, 1e-6))), rotation.most_calls)
                 if rotation.sets_for(wanted) > GROWTH * len(rotation.inputs.tensors):
                     rotation.grow(rotation.sets_for(wanted))
@@ -104,17 +108,17 @@ class Bench:
             except RunnerFailed as error:
                 raise failure(side, error, "new inputs") from None
 
-    def turn(self, side: Side, index: int, *, recorded: bool = True) -> float:
-        """Seconds a call of one workload, by the judge's clock. Raises Failed."""
+    def turn(self, side: Side, index: int, *, recorded: bool = True) -> Turn:
+        """One turn of one workload; a share of them is checked. Raises Failed."""
         turn = self._turn(side, index, recorded=recorded)
         if self.rng.random() < CHECKED_TURNS:
             self.check(side, index, turn)
-        return turn.seconds
+        return turn
 
     def turn_and_check_all(self, side: Side) -> None:
         """One more turn of every workload, its outputs checked. Raises Failed."""
         for index in range(len(self.rotations)):
-            self.check(side, index, self._turn(side, index), max(CHECK_S, RECHECK_S / len(self.rotations)))
+            self.check(side, index, self._turn(side, index), max(CHECK_S, RECHECK_S[self._kind] / len(self.rotations)))
 
     def warm_up(self, sides: Sequence[Side]) -> None:
         """A turn of every workload that counts for nothing. Raises Failed, or RivalFailed."""
@@ -189,7 +193,7 @@ class Bench:
             names = list(sides)
             self.rng.shuffle(names)
             for name in names:
-                round_us = {r.work.key: self.turn(sides[name], i) * 1e6 for i, r in enumerate(self.rotations)}
+                round_us = {r.work.key: self.turn(sides[name], i).seconds * 1e6 for i, r in enumerate(self.rotations)}
                 samples[name].append(round_us)
         return samples
 
@@ -200,22 +204,32 @@ class Bench:
             self._clock.spoiled()  # what was before does not count
             before = incumbent.disturbed_turns + candidate.disturbed_turns
             outer, inner = (incumbent, candidate) if self.rng.random() < 0.5 else (candidate, incumbent)
-            seconds: dict[int, list[float]] = {id(incumbent): [], id(candidate): []}
-            for index in range(len(self.rotations)):
-                totals = {id(incumbent): 0.0, id(candidate): 0.0}
-                recorded = self._clock.recorded([incumbent, candidate], index, self.rotations[index])
+            turns: dict[int, list[list[Turn]]] = {id(incumbent): [], id(candidate): []}
+            for index, rotation in enumerate(self.rotations):
+                recorded = self._clock.recorded([incumbent, candidate], index, rotation)
+                for each in turns.values():
+                    each.append([])
                 for side in (outer, inner, inner, outer):
-                    totals[id(side)] += self.turn(side, index, recorded=recorded) / 2
-                for key, value in totals.items():
-                    seconds[key].append(value)
+                    turns[id(side)][-1].append(self.turn(side, index, recorded=recorded))
             disturbed = incumbent.disturbed_turns + candidate.disturbed_turns > before or self._clock.spoiled()
             if not disturbed:
                 break
-        ours, theirs = seconds[id(candidate)], seconds[id(incumbent)]
-        counts = [r.work.count for r in self.rotations]
-        weighted = [sum(c * s for c, s in zip(counts, each, strict=True)) for each in (theirs, ours)]
-        by_workload = {r.work.key: math.log(t / o) for r, t, o in zip(self.rotations, theirs, ours, strict=True)}
-        return Block(math.log(weighted[0] / weighted[1]), by_workload, weighted[0] * 1e6, weighted[1] * 1e6, disturbed)
+        fine = [[statistics.fmean(t.seconds for t in two) for two in turns[id(s)]] for s in (incumbent, candidate)]
+        own = [[statistics.fmean(t.own_seconds for t in two) for two in turns[id(s)]] for s in (incumbent, candidate)]
+        theirs, ours = (self._weighted(each) for each in fine)
+        by_workload = {r.work.key: math.log(t / o) for r, t, o in zip(self.rotations, *fine, strict=True)}
+        return Block(
+            log_ratio=math.log(theirs / ours),
+            by_workload=by_workload,
+            incumbent_us=theirs * 1e6,
+            candidate_us=ours * 1e6,
+            own_log_ratio=math.log(self._weighted(own[0]) / self._weighted(own[1])) if own != fine else None,
+            disturbed=disturbed,
+        )
+
+    def _weighted(self, seconds: Sequence[float]) -> float:
+        """Seconds a forward pass, of seconds a call of each workload."""
+        return sum(r.work.count * each for r, each in zip(self.rotations, seconds, strict=True))
 
     def conditions(self) -> Mapping[str, Any]:
         """What there is to say of the device while turns were timed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autokernel import registry
 from autokernel.assets import cache_folder
-from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed
+from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed, close_all
 from autokernel.evaluate.stages import Failed, failure_status
 from autokernel.isolation import Limits, remove_tree
 from autokernel.types import Status, source_id
@@ -39,15 +39,18 @@ class Workshop:
             for handle in handles:
                 handle.wait("load", self._limits.build_s)
         except RunnerFailed as failure:
-            for handle in handles:
-                handle.close()
+            close_all(handles)
             raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
         return handles
 
     def _spawn(self, source: str, backend: str) -> Handle:
         cache = self._cache_of(source)
-        cache.mkdir(parents=True, exist_ok=True)
-        environment = registry.load("backends", backend).environment(str(cache))
+        known = registry.load("backends", backend)
+        if not cache.exists():
+            cache.mkdir(parents=True)
+            if hasattr(known, "furnish"):
+                known.furnish(cache)
+        environment = known.environment(str(cache))
         return self._nursery.spawn(cache, environment)
 
     def start_baseline(self, name: str, problem: str) -> Handle:

@@ -94,3 +94,32 @@ def test_the_interval_is_the_t_interval() -> None:
     assert found.mean == pytest.approx(2.0)
     assert found.high - found.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isinf(interval([1.0]).high)
+
+
+def claims(rng: random.Random, claimed: float, true: float, coarse: float) -> list[Block]:
+    """Blocks of one pair by two clocks: a fine one that may lie, and a coarse one that does not."""
+    fine = [math.log1p(claimed) + rng.gauss(0, 0.002) for _ in range(3)]
+    own = [math.log1p(true) + rng.gauss(0, coarse) for _ in range(3)]
+    return [Block(f, {"w": f}, 100.0, 100.0, own_log_ratio=o) for f, o in zip(fine, own, strict=True)]
+
+
+def share_believed(claimed: float, true: float, trials: int = 300) -> float:
+    rng = random.Random(2)
+    return sum(decided(lambda: claims(rng, claimed, true, 0.015)).keep for _ in range(trials)) / trials
+
+
+def test_a_gain_that_both_clocks_see_is_kept() -> None:
+    assert share_believed(claimed=0.02, true=0.02) >= 0.95
+
+
+def test_what_the_judges_own_clock_does_not_see_is_not_kept() -> None:
+    assert share_believed(claimed=0.02, true=0.0) <= 0.02
+    assert share_believed(claimed=0.5, true=0.0) == 0.0
+    assert share_believed(claimed=0.5, true=0.1) == 0.0
+
+
+def test_the_reason_says_that_the_clocks_disagree() -> None:
+    rng = random.Random(3)
+    outcome = decided(lambda: claims(rng, claimed=0.1, true=0.0, coarse=0.005))
+    assert not outcome.keep
+    assert "judge's own clock" in outcome.reason
