@@ -111,7 +111,7 @@ class Board:
 
     def take(self, event: events.Event) -> None:
         if isinstance(event, events.ProfileProgress):
-            self.activity, self.idea, self.stage = f"profile: {event.phase}", event.message, ""
+            self.activity, self.idea, self.stage = phase(event), event.message, ""
             self.progress = (event.done, event.of)
         elif isinstance(event, events.RunStarted):
             self.run, self.rows = event, list(event.rows)
@@ -172,7 +172,7 @@ class Plain:
 
     def __init__(self, console: Console, board: Board | None = None) -> None:
         self.console, self.board = console, board or Board()
-        self._phase = ""
+        self._said = ""
 
     def __enter__(self) -> Plain:
         return self
@@ -186,15 +186,21 @@ class Plain:
     def on_event(self, event: events.Event) -> None:
         self.board.take(event)
         if isinstance(event, events.ProfileProgress):
-            if event.phase != self._phase:
-                self._phase = event.phase
-                self.say(f"profile: {event.phase}: {event.message}")
+            said = f"{phase(event)}: {event.message}" if event.phase == "verify" else phase(event)
+            if said != self._said:
+                self._said = said
+                self.say(f"{phase(event)}: {event.message}")
         elif isinstance(event, events.ExperimentDone):
             left = self.board.budget()[1]
             self.say(verdict_line(event.row, event.reason) + (f" ({left})" if left else ""))
         else:
             for line in announcement(event):
                 self.say(line)
+
+
+def phase(event: events.ProfileProgress) -> str:
+    """What the device process is at: the profiler in one of its phases, or the verification."""
+    return event.phase if event.phase == "verify" else f"profile: {event.phase}"
 
 
 def announcement(event: events.Event) -> list[str]:

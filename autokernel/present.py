@@ -45,6 +45,8 @@ def headline(report: Report) -> str:
         return f"{report.run}: {counts}"
     told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
     measured = report.proof.speedup.get("ours", {}).get("eager") if report.proof else None
+    if measured and report.proof and report.proof.train:
+        return f"{report.run}: {counts}; a training step {measured['mean']:.2f}x as fast as eager (measured)"
     if measured:
         told = f"{measured['mean']:.2f}x as fast as eager (measured; projected {report.projected_speedup:.2f}x)"
     return f"{report.run}: {counts}; the whole forward pass {told}"

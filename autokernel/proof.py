@@ -110,7 +110,9 @@ def standing(folder: Path, rows: Sequence[Row]) -> Proof | None:
 
 def tables(proof: Proof) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Rows for people: whole forwards, and each kernel's trial. The first row of each is its heading."""
-    times: list[tuple[str, ...]] = [("the whole model", "forward", "over eager", "over torch.compile", "outputs")]
+    times: list[tuple[str, ...]] = [
+        ("the whole model", "step" if proof.train else "forward", "over eager", "over torch.compile", "outputs")
+    ]
     for mode, forward_us in proof.forward_us.items():
         told = proof.outputs.get(mode)
         right = "" if told is None else f"off by {told['error']:.1e}, the original by {told['original_error']:.1e}"

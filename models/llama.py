@@ -1,7 +1,7 @@
 """Llama, written out as its usual PyTorch implementation is: RMSNorm by pow/mean/rsqrt, rotary embedding by
 rotate-half, grouped-query attention, SwiGLU. 160M by default, 7B by ``--set size=7b``.
 
-Settings (``--set NAME=VALUE``): size=160m|1b|7b, batch, seq (tokens).
+Settings (``--set NAME=VALUE``): size=tiny|160m|1b|7b, batch, seq (tokens); tiny is there to try things out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SIZES = {  # hidden, layers, heads, key/value heads, intermediate
+    "tiny": (64, 2, 4, 2, 128),
     "160m": (768, 12, 12, 12, 3072),
     "1b": (2048, 16, 32, 8, 8192),
     "7b": (4096, 32, 32, 32, 11008),

@@ -138,6 +138,14 @@ def test_plain_says_each_phase_of_the_profile_once() -> None:
     assert plain_lines(*phases) == ["profile: capture: capture", "profile: match: match"]
 
 
+def test_verification_is_no_profile_and_says_each_step() -> None:
+    steps = [events.ProfileProgress("verify", message) for message in ("loading x.py", "ours: rmsnorm", "ours: matmul")]
+    assert plain_lines(*steps) == ["verify: loading x.py", "verify: ours: rmsnorm", "verify: ours: matmul"]
+    board = Board()
+    board.take(steps[1])
+    assert "verify  ours: rmsnorm" in drawn(board) and "profile" not in drawn(board)
+
+
 def test_every_event_that_a_person_should_see_is_said() -> None:
     lines = plain_lines(
         events.MovedOn(TARGETS[0], "5 experiments in a row reverted"),

@@ -51,6 +51,7 @@ class Request:
     target: str | None = None
     device: str = "cpu"
     dtype: str = "fp32"
+    autocast: str | None = None
     backend: str | None = None
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     min_gain: float = DEFAULT_GAIN
@@ -135,6 +136,7 @@ class _Making:
             "dtype": dtype or request.dtype,
             "backend": backend,
             "settings": dict(request.settings),
+            "autocast": request.autocast,
             "min_gain": request.min_gain,
         }
         write_file(self.folder / "run.json", json.dumps(wanted, indent=1).encode())
@@ -146,9 +148,9 @@ class _Making:
         backend = request.backend or workspace.native_backend(request.device)
         workspace.require(backend)
         self._settle(model, backend)
-        arguments = ["--model", str(model), "--device", request.device, "--dtype", request.dtype, "--backend", backend]
-        for name, value in request.settings.items():
-            arguments += ["--set", f"{name}={value}"]
+        arguments = workspace.worker_arguments(
+            model, request.device, request.dtype, backend, request.settings, request.autocast
+        )
         workspace.profile(self.folder, arguments, self.observer.on_event)
         profile = workspace.read_json(self.folder / "profile.json")
         names = [target["name"] for target in profile["targets"]]
@@ -160,7 +162,11 @@ class _Making:
         for kernel in (self.folder / "kernels").glob("*.py"):
             if kernel.stem != chosen["name"]:
                 kernel.unlink()
-        self._add(model, "model.py")
+        name = modelref.huggingface(model)
+        if name is None:
+            self._add(model, "model.py")
+        elif modelref.is_folder(name):
+            self._add(Path(name).expanduser() / "config.json", "config.json")
         self._put("profile.json", json.dumps(profile, indent=1) + "\n")
         self._oracle(chosen["problem"])
         self._profile({**profile, "targets": [chosen]})

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import report
+from autokernel import modelref, report
 from autokernel.evaluate.client import JudgeOptions
 from autokernel.extension import Brief
 from autokernel.guide import figures, program
@@ -88,7 +88,7 @@ def brief(place: Place, target: Target, experiments: Sequence[Experiment], sourc
         seed=seed,
         evidence=stands.verdict.evidence if stands else {},
         hints=hints(place.folder),
-        model=Path(str(place.settings.get("model", ""))).stem,
+        model=modelref.title(str(place.settings.get("model", ""))),
     )
 
 

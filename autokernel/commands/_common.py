@@ -96,6 +96,8 @@ def model_options(function: Function) -> Function:
     for option in (
         click.option("--device", type=Device(), default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the model."),
+        click.option("--autocast", is_flag=False, flag_value="bf16", type=click.Choice(("bf16", "fp16")),
+                     help="The model's parameters stay fp32, its forward runs under torch.autocast. Alone: bf16."),
         click.option("--backend", type=Name("backends"), help="Language of the kernels. [default: the device's]"),
         click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
                      help="A setting of the model file, such as size=7b. Repeatable. Of hf: models: batch, seq, mask."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autokernel.commands._common import ask_device, console, existing_file, model_options
+from autokernel.commands._common import ask_device, console, existing_file, existing_model, model_options
 from autokernel.types import AutokernelError, Status
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def _ended_by_signals(work: Callable[[], Any]) -> Any:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--model", metavar="MODEL.py", help="Profile this model and take its most promising target.")
+@click.option("--model", metavar="MODEL.py",
+              help="Profile this model (or hf:NAME_OR_PATH) and take its most promising target.")  # fmt: skip
 @click.option("--target", metavar="NAME", help="With --model: take this target instead.")
 @click.option("--kernel", metavar="FILE", help="Start from this kernel.")
 @click.option("--reference", metavar="FILE", help="What --kernel must compute: reference() or Model, and its inputs.")
@@ -81,7 +82,8 @@ def init(folder: Path, **options: Any) -> None:
     """Make DIR, a self-contained folder in which a coding agent makes one kernel faster.
 
     It holds TASK.md, program.md, the one editable kernel, HINTS.md, ITERATIONS.md, context/, and the run's own git.
-    Give --model MODEL.py, or --kernel FILE of a known problem, with its own --reference, or with its own --bench.
+    Give --model MODEL.py (or hf:NAME_OR_PATH), or --kernel FILE of a known problem, with its own --reference, or with
+    its own --bench.
     """
     from autokernel.agent import create, texts
 
@@ -89,9 +91,11 @@ def init(folder: Path, **options: Any) -> None:
         given = options.pop(name)
         return existing_file(given, what) if given else None
 
+    model = options.pop("model")
+
     request = create.Request(
         folder=folder,
-        model=path("model", "a model file (class Model, get_inputs, get_init_inputs)"),
+        model=existing_model(model) if model else None,
         kernel=path("kernel", "a kernel file"),
         reference=path("reference", "a reference file"),
         bench_limit_s=options.pop("bench_limit"),

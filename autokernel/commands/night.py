@@ -54,14 +54,16 @@ if TYPE_CHECKING:
               help="Leave a target after this time on it.")  # fmt: skip
 @click.option("--move-on-speedup", type=click.FloatRange(min=1), default=2.0, show_default=True,
               help="Leave a target at this speedup over its best baseline.")  # fmt: skip
+@click.option("--sanitize", is_flag=True, help="Before a candidate is kept, ask compute-sanitizer. GPU only.")
 @isolation_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the proposer's choices.")
 @click.option("--verify/--no-verify", "verified", default=True, show_default=True,
               help="At the end, measure the whole model with the winning kernels in it.")  # fmt: skip
+@click.option("--train", is_flag=True, help="Verify for training: every gradient, and the time of whole steps.")
 @click.option("--plain", is_flag=True, help="One line an experiment, also on a terminal.")
 @click.option("--quiet", is_flag=True, help="No progress; only the report at the end.")
 def run(
-    model: str, require_isolation: frozenset[str], verified: bool, plain: bool, quiet: bool, **options: Any
+    model: str, require_isolation: frozenset[str], verified: bool, train: bool, plain: bool, quiet: bool, **options: Any
 ) -> None:
     """Make MODEL.py faster: profile it, extract its hot spots, improve them until a limit is reached.
 
@@ -72,12 +74,15 @@ def run(
     """
     from autokernel import present, report
     from autokernel.display import open_display
+    from autokernel.evaluate import sanitizer
     from autokernel.run import session
     from autokernel.run.orchestrator import MoveOn
 
     path = Path(model)
     if not (path / "run.json").is_file():
         path = existing_model(model)
+    if options["sanitize"]:
+        sanitizer.required(options["device"])
     check_isolation(require_isolation, options["device"])
     rules = MoveOn(
         reverts=options.pop("move_on_reverts"),
@@ -91,7 +96,7 @@ def run(
     with open_display(plain, quiet) as display:
         summary = session.start(chosen, display)
     if verified and summary.signal is None and summary.reason.kind != "proposer":
-        verify_winners(summary.folder, summary.rows, quiet)
+        verify_winners(summary.folder, summary.rows, quiet, train=train)
     if not summary.rows:
         click.echo(f"no experiment was made; the workspace is {summary.folder}")
     elif summary.signal is None:
@@ -106,16 +111,17 @@ def run(
         raise click.exceptions.Exit(128 + summary.signal)
 
 
-def verify_winners(folder: Path, rows: Sequence[Row], quiet: bool) -> None:
+def verify_winners(folder: Path, rows: Sequence[Row], quiet: bool, *, train: bool = False) -> None:
     """The last act of a run: what its kernels are worth in the whole model, unless that is known. A proof that cannot
     be had is said, and costs the run nothing.
     """
     from autokernel import proof
 
-    if not proof.winners(folder, rows) or proof.standing(folder, rows) is not None:
+    known = proof.standing(folder, rows)
+    if not proof.winners(folder, rows) or (known is not None and known.train == train):
         return
     try:
-        prove(folder, quick=True, quiet=quiet)
+        prove(folder, train=train, quick=True, quiet=quiet)
     except AutokernelError as error:
         click.echo(f"not verified on the whole model: {error}; try: autokernel verify --run {folder}", err=True)
 

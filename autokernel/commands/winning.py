@@ -20,13 +20,16 @@ from autokernel.types import AutokernelError
               help="A run's folder. [default: the newest]")  # fmt: skip
 @click.option("--kernel", "kernels", multiple=True, metavar="TARGET",
               help="Only this kernel. Repeatable. [default: all]")  # fmt: skip
-@click.option("--train", is_flag=True, help="Also compare the gradient of every parameter.")
+@click.option("--train", is_flag=True,
+              help="For training: compare the gradient of every parameter, too, and time whole steps.")  # fmt: skip
+@click.option("--autocast", is_flag=False, flag_value="bf16", type=click.Choice(("bf16", "fp16")),
+              help="Compare and time under torch.autocast. Alone: bf16. [default: as the run]")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Fewer blocks: wider intervals, in less time.")
 @click.option("--diagnose", is_flag=True, help="Each kernel alone: which one breaks the outputs?")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
 def verify(
-    model: str | None, folder: Path | None, kernels: tuple[str, ...], train: bool, quick: bool, diagnose: bool,
-    as_json: bool,
+    model: str | None, folder: Path | None, kernels: tuple[str, ...], train: bool, autocast: str | None, quick: bool,
+    diagnose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prove what a run won on the whole model: right outputs, engaged kernels, faster forwards, or an honest no.
 
@@ -37,7 +40,16 @@ def verify(
     from autokernel import present, proof
 
     place = find_run(folder)
-    prove(place, model=model, kernels=kernels, train=train, quick=quick, diagnose=diagnose, quiet=as_json)
+    prove(
+        place,
+        model=model,
+        kernels=kernels,
+        train=train,
+        autocast=autocast,
+        quick=quick,
+        diagnose=diagnose,
+        quiet=as_json,
+    )
     if diagnose:
         alone = json.loads((place / "diagnosis.json").read_text())["alone"]
         if as_json:
@@ -92,8 +104,8 @@ def find_run(folder: Path | None) -> Path:
 
 
 def prove(
-    folder: Path, *, model: str | None = None, kernels: tuple[str, ...] = (), train: bool = False, quick: bool = False,
-    diagnose: bool = False, quiet: bool = False,
+    folder: Path, *, model: str | None = None, kernels: tuple[str, ...] = (), train: bool = False,
+    autocast: str | None = None, quick: bool = False, diagnose: bool = False, quiet: bool = False,
 ) -> None:  # fmt: skip
     """Runs the verifier's process to its end. AutokernelError: what it could not do, in one line."""
     from autokernel.display import open_display
@@ -101,6 +113,7 @@ def prove(
 
     command = [sys.executable, "-m", "autokernel.engage.verifier", "--run", str(folder)]
     command += ["--model", model] if model else []
+    command += ["--autocast", autocast] if autocast else []
     for name in kernels:
         command += ["--kernel", name]
     command += [f"--{flag}" for flag, on in (("train", train), ("quick", quick), ("diagnose", diagnose)) if on]

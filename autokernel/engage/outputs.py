@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
+from autokernel.regions.loss import loss_of
 from autokernel.regions.model import LoadedModel
 
 MULTIPLE = 3.0  # of the original's own error that is allowed
@@ -44,44 +45,42 @@ Named = dict[str, torch.Tensor]
 
 
 class Judge:
-    """The original's outputs over fresh input sets, in its own dtype and in a wider one."""
+    """The original's outputs over fresh input sets, as it runs (in its own dtype, or under its autocast) and in a wider
+    dtype. For a model that is trained, the gradient of every parameter as well.
+    """
 
-    def __init__(self, model: LoadedModel, seeds: Sequence[int], *, train: bool = False) -> None:
+    def __init__(self, model: LoadedModel, seeds: Sequence[int]) -> None:
         self.inputs = [model.make_inputs(seed) for seed in seeds]
-        self.train = train
         self._model = model
-        original = model.module
-        self._narrow = [self._run(original, original, inputs) for inputs in self.inputs]
-        wide = copy.deepcopy(original)
-        wide.to(torch.float64 if model.dtype == "fp32" else torch.float32)
-        self._wide = [self._run(wide, wide, tree_map(_widened, inputs)) for inputs in self.inputs]
+        self._narrow = [_run(model, model.module, inputs) for inputs in self.inputs]
+        wide = copy.deepcopy(model.module).to(torch.float64 if model.dtype == "fp32" else torch.float32)
+        original = dataclasses.replace(model, module=wide, autocast=None)
+        self._wide = [_run(original, wide, tree_map(_widened, inputs)) for inputs in self.inputs]
 
     def agreement(self, call: Callable[..., Any]) -> Agreement:
         """How far ``call`` (the rewritten model) is from the reference over all input sets."""
         worst: Agreement | None = None
         for inputs, narrow, wide in zip(self.inputs, self._narrow, self._wide, strict=True):
-            found = compare(self._run(self._model.module, call, inputs), narrow, wide)
+            found = compare(_run(self._model, call, inputs), narrow, wide)
             if worst is None or (worst.passed, -worst.error) > (found.passed, -found.error):
                 worst = found
         assert worst is not None, "at least one input set"
         return worst
 
-    def _run(self, module: torch.nn.Module, call: Callable[..., Any], inputs: tuple[Any, ...]) -> Named:
-        """Outputs by name; when training, the gradient of every parameter as well."""
-        if not self.train:
-            with torch.no_grad():
-                return _named(call(*inputs))
-        module.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            outputs = _named(call(*inputs))
-            floats = [t for t in outputs.values() if t.is_floating_point() and t.requires_grad]
-            loss = torch.stack([t.double().square().mean() for t in floats]).sum()
-            torch.autograd.backward(loss)
-        gradients = {
-            f"gradient of {name}": p.grad.clone() for name, p in module.named_parameters() if p.grad is not None
-        }
-        module.zero_grad(set_to_none=True)
-        return {name: t.detach() for name, t in outputs.items()} | gradients
+
+def _run(model: LoadedModel, call: Callable[..., Any], inputs: tuple[Any, ...]) -> Named:
+    """What ``call``, which stands for the model's module, gives: outputs by name, and gradients where it is trained."""
+    model.module.zero_grad(set_to_none=True)
+    with model.conditions():
+        output = call(*inputs)
+    outputs = {name: t.detach() for name, t in _named(output).items()}
+    if not model.train:
+        return outputs
+    torch.autograd.backward(loss_of(output))
+    parameters = model.module.named_parameters()
+    gradients = {f"gradient of {name}": p.grad.clone() for name, p in parameters if p.grad is not None}
+    model.module.zero_grad(set_to_none=True)
+    return outputs | gradients
 
 
 def compare(found: Named, narrow: Named, wide: Named) -> Agreement:

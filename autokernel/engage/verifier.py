@@ -1,7 +1,8 @@
 """The process that proves a run on its model; the daemon reads its events.
 
-    python -m autokernel.engage.verifier --run DIR [--model FILE] [--train] [--diagnose] [--mode ours] [--quick]
+    python -m autokernel.engage.verifier --run DIR [--model FILE] [--train] [--autocast bf16] [--diagnose] [--mode ours]
 
+A run that was profiled under autocast is verified so without being told.
 Writes verification.json (or diagnosis.json) into the run's folder. Each line of standard output is one JSON object, as
 those of ``autokernel.regions.worker``: {"event": "verify" | "error", "message", "done", "of"}. A mistake of the user
 ends it with exit status 2.
@@ -53,14 +54,17 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
     found = won.read(folder, options.kernel or None, everything=True)
     path = Path(options.model or found.model)
     on_step(f"loading {path}")
-    loaded = model.load(path, found.device, found.dtype, found.settings)
-    verifier = Verifier(loaded, found, train=options.train, effort=QUICK if options.quick else THOROUGH)
+    autocast = options.autocast or json.loads((folder / "profile.json").read_text()).get("autocast")
+    loaded = model.load(path, found.device, found.dtype, found.settings, train=options.train, autocast=autocast)
+    loaded.module.eval()  # no dropout: two runs of one model must give the same
+    verifier = Verifier(loaded, found, effort=QUICK if options.quick else THOROUGH)
     record: dict[str, Any] = {
         "version": VERSION,
         "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "model": str(path),
         "device": found.device,
         "dtype": found.dtype,
+        "autocast": autocast,
         "settings": dict(found.settings),
         "train": options.train,
     }
@@ -73,11 +77,15 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
     kernels = {each.target.name: {"commit": each.commit, "applied": each.target.name in pays} for each in found.won}
     beside_eager = {step.target for step in result.steps.get("ours", ()) if step.applied}
     applied = [each for each in found.won if each.target.name in beside_eager]
-    projection = {
-        "all": _amdahl(found.won),
-        "applied": _amdahl(applied),
-        "walls": _amdahl(applied, found.attributed_us / found.forward_us),
-    }
+    projection = (
+        {}
+        if options.train
+        else {  # Amdahl's law over the shares of a forward: it says nothing of a backward
+            "all": _amdahl(found.won),
+            "applied": _amdahl(applied),
+            "walls": _amdahl(applied, found.attributed_us / found.forward_us),
+        }
+    )
     _write(folder / "verification.json", {**record, "kernels": kernels, "projection": projection, **result.to_json()})
 
 
@@ -103,6 +111,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", action="append", default=[], choices=list(RESTS))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--autocast", default=None, choices=("bf16", "fp16"))
     parser.add_argument("--diagnose", action="store_true")
     return parser.parse_args(arguments)
 

@@ -4,11 +4,13 @@ Kernels are added one at a time, the one that saves most first, and each must pa
 interleaved whole forwards must be above zero, or it is left out. This is done once for a model whose rest stays as its
 owner wrote it, and once for one whose rest goes to Inductor, for what pays beside eager need not pay beside Inductor.
 Everything is timed in one process: what differs between processes (where memory lies) is not in the intervals.
+For a model that is trained the gradients must be right, too, and what is timed is a step: forward, loss, backward.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -95,15 +97,13 @@ class Verification:
 class Verifier:
     """Variants of one model, made of one set of weights."""
 
-    def __init__(
-        self, model: LoadedModel, run: Run, seed: int = 0, *, train: bool = False, effort: Effort = THOROUGH
-    ) -> None:
+    def __init__(self, model: LoadedModel, run: Run, seed: int = 0, *, effort: Effort = THOROUGH) -> None:
         check(model.module, run)
         torch._dynamo.config.recompile_limit = RECOMPILES
         torch._dynamo.config.accumulated_recompile_limit = 16 * RECOMPILES
-        self.model, self.run, self.train, self.effort = model, run, train, effort
+        self.model, self.run, self.effort = model, run, effort
         self._rng = random.Random(seed)
-        self._judge = Judge(model, [self._rng.randrange(2**31) for _ in range(INPUT_SETS)], train=train)
+        self._judge = Judge(model, [self._rng.randrange(2**31) for _ in range(INPUT_SETS)])
 
     def verify(self, modes: Sequence[str] = tuple(RESTS), on_step: OnStep = lambda message: None) -> Verification:
         """The whole proof. Outputs that are wrong leave a kernel out, as a loss of speed does."""
@@ -147,7 +147,7 @@ class Verifier:
             call, rewriter = self.variant([*chosen, won], mode)
             agreement = self._judge.agreement(call)
             engaged = rewriter.report()[won.target.name]
-            name, forwards = won.target.name, len(self._judge.inputs) * (2 if self.train else 1)
+            name, forwards = won.target.name, len(self._judge.inputs)
             facts: dict[str, Any] = {
                 "regions": engaged.regions,
                 "calls_a_forward": engaged.calls / forwards,
@@ -172,11 +172,5 @@ class Verifier:
         return steps
 
     def _race(self, contestants: Mapping[str, Callable[..., Any]], blocks: int, least_s: float) -> Race:
-        inputs = self.model.inputs
-
-        def bound(call: Callable[..., Any]) -> Callable[[], Any]:
-            return lambda: call(*inputs)
-
-        with torch.no_grad():
-            calls = {name: bound(call) for name, call in contestants.items()}
-            return race(calls, self.model.device, blocks, self._rng, least_s)
+        calls = {name: functools.partial(self.model.step, call) for name, call in contestants.items()}
+        return race(calls, self.model.device, blocks, self._rng, least_s)

@@ -56,8 +56,9 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(name: str, device: torch.device, dtype: torch.dtype, settings: Settings) -> Built:
-    """The model behind ``hf:name`` in eval mode; weights are drawn from the global generator where they are random.
+def build(name: str, device: torch.device, dtype: torch.dtype, settings: Settings, *, labels: bool = False) -> Built:
+    """The model behind ``hf:name``; weights are drawn from the global generator where they are random. With ``labels``
+    its inputs have labels where it takes them, so that its output has a loss.
 
     Raises AutokernelError: transformers is missing, there is no such model here or in reach, its inputs are of a kind
     that is not made here, or a setting does not fit it.
@@ -76,8 +77,9 @@ def build(name: str, device: torch.device, dtype: torch.dtype, settings: Setting
             module = factory.from_config(config) if hasattr(factory, "from_config") else factory(config)
     else:
         module = _pretrained(transformers, name, config, dtype)
-    module = module.to(device).eval()
-    return Built(module, _draw(module, settings), notes)
+    module = module.to(device)
+    draw = _draw(module, settings)
+    return Built(module, _labelled(module, draw, device, dtype) if labels else draw, notes)
 
 
 def _transformers() -> ModuleType:
@@ -165,6 +167,27 @@ def _pretrained(transformers: ModuleType, name: str, config: Any, dtype: torch.d
             f"hf:{name}: its weights were expected beside its config.json, in the cache or in reach; "
             f"--random-weights needs none: {_first(error)}"
         ) from error
+
+
+def _labelled(
+    module: torch.nn.Module, draw: Callable[[], tuple[Any, ...]], device: torch.device, dtype: torch.dtype
+) -> Callable[[], tuple[Any, ...]]:
+    """The same arguments and a label for each row of the logits; as they were for a model that takes no labels."""
+    parameters = inspect.signature(module.forward).parameters
+    if "labels" not in parameters:
+        return draw
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        given = [x.to(device, dtype) if x is not None and x.is_floating_point() else x for x in draw()]
+        logits = getattr(module(*(x if x is None else x.to(device) for x in given)), "logits", None)
+    if logits is None:
+        return draw
+    classes, rows = logits.shape[-1], logits.shape[:-1]
+
+    def draw_labelled() -> tuple[Any, ...]:
+        before = dict(zip(parameters, draw(), strict=False))
+        return _positional(parameters, {**before, "labels": torch.randint(0, classes, rows)})
+
+    return draw_labelled
 
 
 def _draw(module: torch.nn.Module, settings: Settings) -> Callable[[], tuple[Any, ...]]:

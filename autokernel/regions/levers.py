@@ -1,6 +1,6 @@
 """What the model gains without any new kernel: torch.compile, another attention backend, a narrower dtype.
 
-Whole forwards against the model as it is, interleaved in one process. A lever that cannot be pulled here, or takes too
+Whole steps against the model as it is, interleaved in one process. A lever that cannot be pulled here, or takes too
 long to be tried, is skipped with a word. bf16 autocast changes the model's numbers: it is there as information only.
 """
 
@@ -39,7 +39,7 @@ REFUSALS = (RuntimeError, NotImplementedError, torch._dynamo.exc.TorchDynamoExce
 
 @dataclasses.dataclass(frozen=True)
 class Lever:
-    """``speedup`` of one whole forward over eager, with its interval; None where it was ``skipped``, and why."""
+    """``speedup`` of one whole step over eager, with its interval; None where it was ``skipped``, and why."""
 
     name: str
     kind: Kind
@@ -80,7 +80,7 @@ def _levers(model: LoadedModel, attention: bool) -> Sequence[tuple[str, Kind, Ma
         )
     for backend in BACKENDS[model.device.type] if attention else ():
         found.append((backend.name.removesuffix("_ATTENTION").lower(), "attention", _pinned(model, backend)))
-    if model.dtype == "fp32":
+    if model.dtype == "fp32" and model.autocast is None:
         found.append(("bf16 autocast", "information", lambda: _autocast(model)))
     return found
 
@@ -107,10 +107,10 @@ def _try(
     on_step(name)
     torch._dynamo.reset()
     try:
-        with _limited(limit_s), torch.no_grad():
+        with _limited(limit_s):
             call = make()
-            timed(lambda: call(*model.inputs), 1, model.device)  # compiles
-            calls = {"eager": lambda: model.module(*model.inputs), "lever": lambda: call(*model.inputs)}
+            timed(lambda: model.step(call), 1, model.device)  # compiles
+            calls = {"eager": model.step, "lever": lambda: model.step(call)}
             gain = race(calls, model.device, BLOCKS, random.Random(0), LEAST_S).gain("lever", "eager")
     except _TooLong:
         return Lever(name, kind, skipped=f"not done after {limit_s:g} s")

@@ -4,6 +4,8 @@ This is KernelBench's convention, so each of its problems is a valid model file.
 ``configure(**settings)`` receives the ``--set NAME=VALUE`` pairs, converted to the types of its defaults;
 ``get_input_sets()`` returns several forwards with how often each is made, ``[(weight, [inputs]), ...]``, and stands in
 for ``get_inputs()``. In place of a file ``hf:NAME_OR_PATH`` names a transformers model: see ``huggingface``.
+A model runs in eval mode and without gradients, or, where ``train`` is asked for, as it is trained: a step is then its
+forward, a loss and the backward. With ``autocast`` its parameters stay float32 and its forward runs under autocast.
 Whatever goes wrong in the user's own code becomes one AutokernelError that shows the user's own frames only.
 """
 
@@ -26,6 +28,7 @@ import torch
 from autokernel import modelref
 from autokernel.problems._common import TORCH_DTYPES
 from autokernel.regions import huggingface
+from autokernel.regions.loss import loss_of, own_loss
 from autokernel.types import AutokernelError, DType
 
 SEED = 0
@@ -43,10 +46,11 @@ class InputSet:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on its device, and the arguments of one forward: those of its most frequent input set.
+    """A model on its device, and the arguments of one forward: those of its most frequent input set.
 
     ``sets`` holds all of them, the most frequent first; ``make_inputs(seed)`` draws the arguments of another forward,
-    from set ``seed`` modulo their number; ``notes`` is what the owner has to know of how it was loaded.
+    from set ``seed`` modulo their number; ``notes`` is what the owner has to know of how it was loaded. ``train`` says
+    that a step has a backward, ``autocast`` in which dtype its forward runs where that is not ``dtype``.
     """
 
     name: str
@@ -58,19 +62,54 @@ class LoadedModel:
     make_inputs: Callable[[int], tuple[Any, ...]]
     sets: tuple[InputSet, ...] = ()
     notes: tuple[str, ...] = ()
+    train: bool = False
+    autocast: DType | None = None
+
+    @contextlib.contextmanager
+    def conditions(self) -> Iterator[None]:
+        """What a forward of this model runs under: gradients or none, and autocast."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(self.train))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.device.type, TORCH_DTYPES[self.autocast]))
+            yield
 
     def forward(self) -> Any:
-        with torch.no_grad():
+        with self.conditions():
             return self.module(*self.inputs)
 
+    def step(self, call: Callable[..., Any] | None = None) -> Any:
+        """One forward, and where the model is trained also the loss and its backward; gradients are dropped again.
+        ``call`` stands for the module: a compiled one, say. Returns the forward's output.
+        """
+        with self.conditions():
+            output = (self.module if call is None else call)(*self.inputs)
+        if self.train:
+            torch.autograd.backward(loss_of(output))
+            self.module.zero_grad(set_to_none=True)
+        return output
 
-def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | None = None) -> LoadedModel:
+
+def load(
+    path: Path,
+    device: str,
+    dtype: DType,
+    settings: Mapping[str, str] | None = None,
+    *,
+    train: bool = False,
+    autocast: DType | None = None,
+) -> LoadedModel:
     """Build the model of a file (with random weights, seeded) or of ``hf:NAME_OR_PATH``, move it and its inputs to
-    ``device`` and ``dtype``, and run each of its input sets once, so that a mistake in it is seen here.
+    ``device`` and ``dtype``, and run each of its input sets once, so that a mistake in it is seen here. For ``train``
+    it is in training mode, and a transformers model is given labels, so that its own loss is taken.
 
-    Raises AutokernelError for a missing file, a syntax error, a missing part, an unknown setting, and for whatever
-    the user's own code raises.
+    Raises AutokernelError for a missing file, a syntax error, a missing part, an unknown setting, autocast of a model
+    that is not float32, a model that has nothing to train, and for whatever the user's own code raises.
     """
+    if autocast is not None and (dtype != "fp32" or autocast == "fp32"):
+        raise AutokernelError(
+            f"--autocast was expected to be bf16 or fp16, with --dtype fp32 for the parameters; got {autocast}, {dtype}"
+        )
     where, name = _device(device), modelref.huggingface(path)
     notes: tuple[str, ...] = ()
     if name is None:
@@ -79,7 +118,7 @@ def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | No
         values = huggingface.Settings(**_settings(huggingface.Settings, str(path), settings or {}))
         with user_code(path, "building the model"):
             torch.manual_seed(SEED)
-            built = huggingface.build(name, where, TORCH_DTYPES[dtype], values)
+            built = huggingface.build(name, where, TORCH_DTYPES[dtype], values, labels=train)
         module, notes = built.module, built.notes
 
         def draw() -> list[InputSet]:
@@ -95,10 +134,17 @@ def load(path: Path, device: str, dtype: DType, settings: Mapping[str, str] | No
         return found[seed % len(found)].inputs
 
     first = tuple(sets(SEED))
-    model = LoadedModel(modelref.title(path), path, module, first[0].inputs, where, dtype, make_inputs, first, notes)
+    model = LoadedModel(
+        modelref.title(path), path, module.train(train), first[0].inputs, where, dtype, make_inputs, first, notes,
+        train, autocast,
+    )  # fmt: skip
     for each in first:
         with user_code(path, "Model.forward" if name is None else "the forward"):
-            dataclasses.replace(model, inputs=each.inputs).forward()
+            output = dataclasses.replace(model, inputs=each.inputs).step()
+    if train and own_loss(output) is None:
+        return dataclasses.replace(
+            model, notes=(*notes, "the model gives no loss: a sum of squares of its outputs is taken")
+        )
     return model
 
 
@@ -130,7 +176,7 @@ def _from_file(
             given = namespace.get_input_sets() if several else namespace.get_inputs()
         return _weighted(path, given) if several else [InputSet(1.0, _listed(path, "get_inputs()", given))]
 
-    return module.to(where, dtype).eval(), draw
+    return module.to(where, dtype), draw
 
 
 def _weighted(path: Path, given: Any) -> list[InputSet]:

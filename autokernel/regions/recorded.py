@@ -28,7 +28,7 @@ def compile_log(model: LoadedModel, path: Path) -> None:
     with _listening(said):
         compiled = torch.compile(model.module, backend="eager")
         try:
-            with torch.no_grad():
+            with model.conditions():
                 for each in (*model.sets, *model.sets):
                     compiled(*each.inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -80,12 +80,12 @@ def check_memory(device: str) -> None:
 
 
 def memory(model: LoadedModel, path: Path) -> None:
-    """Writes a snapshot of the CUDA memory of one forward, with the stack of each allocation: a file for
+    """Writes a snapshot of the CUDA memory of one step, with the stack of each allocation: a file for
     pytorch.org/memory_viz. Raises AutokernelError where it cannot be written.
     """
     torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS)
     try:
-        model.forward()
+        model.step()
         torch.cuda.synchronize(model.device)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ from autokernel.regions.capture import Graph
 from autokernel.regions.match import Match, match
 from autokernel.regions.model import LoadedModel
 from autokernel.regions.profiler import OpTime, Timing
+from autokernel.regions.uncovered import Shelf, with_uncovered
+from autokernel.types import is_file
 
 LONGEST_ROUND = 100  # forwards
 CLOSE = 0.01  # a set's forwards in a round may be off its weight by this part
@@ -42,16 +44,23 @@ class Measured:
 
 
 def measure(
-    model: LoadedModel, warmup: int, iterations: int, trace: Path | None, emit: Callable[..., None]
+    model: LoadedModel,
+    warmup: int,
+    iterations: int,
+    trace: Path | None,
+    emit: Callable[..., None],
+    shelf: Shelf | None = None,
 ) -> Measured:
-    """Capture, match and time every input set; ``trace`` is of the most frequent one."""
+    """Capture, match and time every input set; ``trace`` is of the most frequent one. Regions that no built-in problem
+    covers are printed onto ``shelf``; without one they are not looked for.
+    """
     forwards = rounds([each.weight for each in model.sets])
     parts: list[Measured] = []
     for number, (each, times) in enumerate(zip(model.sets, forwards, strict=True), start=1):
         if len(model.sets) > 1:
             emit("capture", f"input set {number} of {len(model.sets)}: {times} of {sum(forwards)} forwards")
         one = dataclasses.replace(model, inputs=each.inputs, sets=(each,))
-        parts.append(_repeated(_one(one, warmup, iterations, trace if number == 1 else None, emit), times))
+        parts.append(_repeated(_one(one, warmup, iterations, trace if number == 1 else None, emit, shelf), times))
     return _joined(parts)
 
 
@@ -65,9 +74,16 @@ def rounds(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, round(LONGEST_ROUND * weight / total)) for weight in weights)
 
 
-def _one(model: LoadedModel, warmup: int, iterations: int, trace: Path | None, emit: Callable[..., None]) -> Measured:
+def _one(
+    model: LoadedModel,
+    warmup: int,
+    iterations: int,
+    trace: Path | None,
+    emit: Callable[..., None],
+    shelf: Shelf | None,
+) -> Measured:
     def progress(done: int, of: int) -> None:
-        emit("time", f"forward {done} of {of}", done, of)
+        emit("time", f"{'step' if model.train else 'forward'} {done} of {of}", done, of)
 
     emit("capture", f"tracing {model.name}")
     try:
@@ -81,6 +97,9 @@ def _one(model: LoadedModel, warmup: int, iterations: int, trace: Path | None, e
     matches = match(captured)
     emit("match", f"{len(matches)} regions found")
     timing = profiler.time_nodes(captured, warmup, iterations, trace, progress)
+    if shelf is not None:
+        matches = with_uncovered(captured, matches, timing, shelf)
+        emit("match", f"{sum(is_file(m.problem) for m in matches)} regions that no built-in problem covers")
     return Measured(tuple(captured.graphs), tuple(matches), timing, captured.graph_breaks, (1,), ())
 
 
@@ -97,6 +116,8 @@ def _repeated(part: Measured, times: int) -> Measured:
         timing.forward_us * times,
         {node: us * times for node, us in timing.launch_us.items()},
         timing.waiting.times(times) if timing.waiting else None,
+        {node: ops(found) for node, found in timing.backward.items()},
+        ops(timing.outside_backward),
     )
     matches = tuple(
         dataclasses.replace(m, workload=dataclasses.replace(m.workload, count=m.workload.count * times))
@@ -111,8 +132,9 @@ def _joined(parts: Sequence[Measured]) -> Measured:
         return parts[0]
     graphs: list[Graph] = []
     matches: list[Match] = []
-    nodes, launches = {}, {}
+    nodes, launches, backward = {}, {}, {}
     outside: list[OpTime] = []
+    outside_backward: list[OpTime] = []
     for part in parts:
         offset = max((g.index for g in graphs), default=-1) + 1
         for graph in part.graphs:
@@ -121,12 +143,15 @@ def _joined(parts: Sequence[Measured]) -> Measured:
         matches += (dataclasses.replace(m, graph=m.graph + offset) for m in part.matches)
         nodes.update({(g + offset, name): found for (g, name), found in part.timing.nodes.items()})
         launches.update({(g + offset, name): us for (g, name), us in part.timing.launch_us.items()})
+        backward.update({(g + offset, name): found for (g, name), found in part.timing.backward.items()})
         outside += part.timing.outside
+        outside_backward += part.timing.outside_backward
     waits = [part.timing.waiting for part in parts if part.timing.waiting]
     waiting = waits[0] if waits else None
     for each in waits[1:]:
         waiting = waiting.plus(each) if waiting else each
-    timing = Timing(nodes, tuple(outside), sum(p.timing.forward_us for p in parts), launches, waiting)
+    forward_us = sum(p.timing.forward_us for p in parts)
+    timing = Timing(nodes, tuple(outside), forward_us, launches, waiting, backward, tuple(outside_backward))
     return Measured(
         tuple(graphs),
         tuple(matches),

@@ -17,7 +17,9 @@ ExperimentKind = Literal["baseline", "candidate", "aa"]
 
 @dataclasses.dataclass(frozen=True)
 class ProfileProgress:
-    """One line of the profiler: ``phase`` is "capture", "time", "match" or "extract"; ``of`` is 0 when unknown."""
+    """One line of a device process: ``phase`` is the profiler's ("capture", "time", "match", "levers", "extract"), or
+    "verify"; ``of`` is 0 when unknown.
+    """
 
     phase: str
     message: str

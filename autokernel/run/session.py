@@ -11,6 +11,7 @@ from typing import Any
 from autokernel import modelref, registry
 from autokernel.evaluate.bench_command import open_judge
 from autokernel.evaluate.client import JudgeOptions
+from autokernel.evaluate.sanitizer import Sanitizing
 from autokernel.extension import ProposerOptions
 from autokernel.run import headline, loop, orchestrator, workspace
 from autokernel.run.desk import Desk
@@ -31,8 +32,9 @@ class RunOptions:
     ``max_experiments``, ``max_tokens`` and ``max_cost_usd`` count the whole run, earlier invocations included, so that
     the same command again goes on to the same end. ``name`` None is the model's file stem and the device; ``fresh``
     starts a new numbered run. ``aa_rate`` is the share of experiments that judge the incumbent against itself.
-    ``settings`` are the model's own (size=7b). Where ``model`` is the folder of a run, that run goes on, with its own
-    device, dtype, backend and settings.
+    ``sanitize`` asks compute-sanitizer before a candidate is kept. ``settings`` are the model's own (size=7b). Where
+    ``model`` is the folder of a run, that run goes on, with its own device, dtype, backend and settings. ``autocast``
+    is the dtype that a float32 model's forward runs under.
     """
 
     model: Path
@@ -56,6 +58,8 @@ class RunOptions:
     min_gain: float = 0.005
     threads: int | None = None
     require: frozenset[str] = frozenset()
+    sanitize: bool = False
+    autocast: str | None = None
     headline: bool = True
 
 
@@ -159,7 +163,8 @@ def start(options: RunOptions, observer: Observer) -> Summary:
                 judge_options = JudgeOptions(
                     device=options.device, min_gain=options.min_gain, threads=options.threads, require=options.require
                 )
-                with open_judge(targets[0], folder / "scratch" / "judge", judge_options) as judge:
+                with open_judge(targets[0], folder / "scratch" / "judge", judge_options) as plain:
+                    judge = Sanitizing(plain, targets, options.device) if options.sanitize else plain
                     rules = options.move_on.within(options.budget_s, len(targets))
                     before = len(rows)
                     with contextlib.closing(desk):
@@ -182,7 +187,9 @@ def _where(options: RunOptions, observer: Observer) -> tuple[Path, RunOptions, C
     if options.model.is_dir():  # a run that is there, made by ``autokernel init`` or by an earlier night
         folder = options.model.absolute()
         made = workspace.read_json(folder / "run.json")
-        own = {name: made[name] for name in ("device", "dtype", "backend", "settings")}
+        own = {name: made[name] for name in ("device", "dtype", "backend", "settings")} | {
+            "autocast": made.get("autocast")
+        }
         return folder, dataclasses.replace(options, model=Path(made["model"]), **own), lambda: None
     known = registry.names("backends")
     backend = options.backend or workspace.native_backend(options.device)
@@ -195,6 +202,7 @@ def _where(options: RunOptions, observer: Observer) -> tuple[Path, RunOptions, C
         "dtype": options.dtype,
         "backend": backend,
         "settings": dict(options.settings),
+        "autocast": options.autocast,
     }
     folder = workspace.folder_of(options.results_dir, options.model, options.device, options.name, options.fresh)
     workspace.require(backend)
@@ -209,8 +217,7 @@ def _where(options: RunOptions, observer: Observer) -> tuple[Path, RunOptions, C
 def _profile(folder: Path, options: RunOptions, backend: str, observer: Observer) -> None:
     """Makes the workspace's profile.json where there is none."""
     if not (folder / "profile.json").exists():
-        arguments = ["--model", str(options.model), "--device", options.device, "--dtype", options.dtype]
-        arguments += ["--backend", backend]
-        for name, value in options.settings.items():
-            arguments += ["--set", f"{name}={value}"]
+        arguments = workspace.worker_arguments(
+            options.model, options.device, options.dtype, backend, options.settings, options.autocast
+        )
         workspace.profile(folder, arguments, observer.on_event)

@@ -65,7 +65,7 @@ def lock(folder: Path) -> Iterator[None]:
 def settle(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Writes run.json into a new workspace; compares it in an old one, and refuses what is another run's.
 
-    ``wanted`` holds model, model_sha256, device, dtype, backend and settings.
+    ``wanted`` holds model, model_sha256, device, dtype, backend and settings, and may hold autocast.
     """
     path = folder / "run.json"
     with told(path):
@@ -81,15 +81,15 @@ def settle(folder: Path, wanted: Mapping[str, Any]) -> None:
         have = read_json(path)
     if have.get("version") != VERSION:
         raise AutokernelError(f"{path}: version {VERSION} was expected, {have.get('version')} found; use --fresh")
-    for name in ("model_sha256", "device", "dtype", "backend", "settings"):
-        if have.get(name) != wanted[name]:
-            what, old, new = name, have.get(name), wanted[name]
+    for name in ("model_sha256", "device", "dtype", "backend", "settings", "autocast"):
+        if have.get(name) != wanted.get(name):
+            what, old, new = name, have.get(name), wanted.get(name)
             if name == "model_sha256":
                 what, old, new = "model", have.get("model"), wanted["model"]
                 new = f"{new}, as it is now" if old == new else new
             raise AutokernelError(
-                f"{folder} is a run of {what} {old}; this command is for {new}: --fresh starts a new run, "
-                "--run NAME names another"
+                f"{folder} is a run of {what} {old or 'none'}; this command is for {new or 'none'}: "
+                "--fresh starts a new run, --run NAME names another"
             )
 
 
@@ -150,6 +150,21 @@ def starters(folder: Path, targets: Sequence[Target]) -> dict[str, bytes]:
         ) from error
 
 
+def worker_arguments(
+    model: str | Path,
+    device: str,
+    dtype: str,
+    backend: str,
+    settings: Mapping[str, str],
+    autocast: str | None = None,
+) -> list[str]:
+    """How the profiler's process is told of a model."""
+    arguments = ["--model", str(model), "--device", device, "--dtype", dtype, "--backend", backend]
+    for name, value in settings.items():
+        arguments += ["--set", f"{name}={value}"]
+    return [*arguments, "--autocast", autocast] if autocast else arguments
+
+
 def profile(folder: Path, arguments: list[str], on_event: Callable[[ProfileProgress], None]) -> None:
     """Profiles the model in a process of its own and moves the outcome into the workspace: kernels, then profile.json.
 
@@ -170,6 +185,8 @@ def profile(folder: Path, arguments: list[str], on_event: Callable[[ProfileProgr
     with told(folder):
         for kernel in sorted((out / "kernels").glob("*.py")):
             write_file(folder / "kernels" / kernel.name, kernel.read_bytes())
+        for problem in sorted((out / "context").glob("*.py")):
+            write_file(folder / "context" / problem.name, problem.read_bytes())
         write_file(folder / "profile.json", (out / "profile.json").read_bytes())  # last: it says that all is there
         shutil.rmtree(out, ignore_errors=True)
 

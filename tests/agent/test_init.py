@@ -29,6 +29,8 @@ def kernel_fn(x):
         ({"m.py": ""}, ("--model", "m.py", *BENCH), "go with --kernel FILE"),
         ({}, ("--kernel", "fast.c", "--target", "x", *BENCH), "--target goes with --model"),
         ({}, ("--kernel", "fats.c", *BENCH), "found no file fats.c"),
+        ({}, ("--model", "hf:"), "the id of a Hugging Face model or a folder behind hf:"),
+        ({}, ("--model", "hf:./nowhere"), "a config.json was expected"),
         ({}, ("--kernel", "fast.c", "--bench", "echo fine"), "'metric: NUMBER [ns, us, ms or s]'"),
         ({}, ("--kernel", "fast.c", "--bench", "echo metric: fast"), "it printed none"),
         ({}, ("--kernel", "fast.c", "--bench", "echo metric: 1 GB/s"), "for a rate, where more is better"),
@@ -83,3 +85,24 @@ def test_a_model_gives_its_most_promising_target_and_its_context(project, autoke
     assert json.loads((place / "context" / "profile.json").read_text())["rows"]
     brief = (place / "BRIEF.md").read_text()
     assert "softmax" in brief and "of the roofline ceiling" in brief
+
+
+def test_a_transformers_model_from_its_config_alone(project, autokernel):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=96, num_hidden_layers=1, num_attention_heads=4, hidden_size=64, intermediate_size=128,
+        max_position_embeddings=64, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(project / "small-llama")
+    made = autokernel(
+        "init", "agent", "--model", "hf:./small-llama", "--random-weights", "--set", "seq=8", "--backend", "torch",
+        "--target", "rmsnorm", cwd=project,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    place = project / "agent"
+    (target,) = json.loads((place / "profile.json").read_text())["targets"]
+    assert target["problem"] == "rmsnorm" and target["workloads"][0]["dims"] == {"R": 8, "C": 64}
+    run = json.loads((place / "run.json").read_text())
+    assert run["model"] == "hf:./small-llama" and run["settings"] == {"seq": "8", "random_weights": "true"}
+    assert json.loads((place / "context" / "config.json").read_text())["hidden_size"] == 64
+    assert "rmsnorm" in (place / "BRIEF.md").read_text()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ BLOCKED = "import sys; sys.modules['autokernel'] = None\n"
 
 
 def python(code: str, folder: Path, elsewhere: Path) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "AUTOKERNEL"))}
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{BLOCKED}{code}"],
-        capture_output=True, text=True, check=False, cwd=elsewhere, timeout=120,
+        capture_output=True, text=True, check=False, cwd=elsewhere, env=clean, timeout=600,
     )  # fmt: skip
 
 
@@ -34,6 +37,17 @@ def test_it_works_alone_and_its_own_tests_pass(torch_run: Path, tmp_path: Path) 
     told = json.loads((package / "PROVENANCE.json").read_text())
     assert set(told["kernels"]) == {"rmsnorm", "fused_mlp", "flash_attention", "matmul"}
     assert all(len(each["commit"]) == 40 and each["speedup_over_eager"] == 2.0 for each in told["kernels"].values())
+
+
+def test_kernels_that_are_built_are_right_where_autokernel_is_not(
+    run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    to = tmp_path / "package"
+    export(run_of("cpp"), to, "won")
+    refused = python("import autokernel", to, tmp_path)
+    assert refused.returncode == 1 and "import of autokernel halted" in refused.stderr
+    tests = python(f"import pytest; raise SystemExit(pytest.main(['-q', {str(to / 'tests')!r}]))", to, tmp_path)
+    assert tests.returncode == 0, tests.stdout[-3000:]
 
 
 def test_a_wrong_kernel_fails_the_packages_own_tests(torch_run: Path, tmp_path: Path) -> None:

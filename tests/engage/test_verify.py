@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def test_diagnosis_names_the_kernel_that_breaks_the_outputs(own_run: Path) -> No
 
 
 def test_a_gradient_that_is_cut_is_found(torch_run: Path, decoder: LoadedModel) -> None:
-    judge = Judge(decoder, [1], train=True)
+    decoder = dataclasses.replace(decoder, train=True)
+    judge = Judge(decoder, [1])
     assert judge.agreement(Verifier(decoder, read(torch_run)).variant(read(torch_run).won, "ours")[0]).passed
 
     def detached(x: torch.Tensor) -> torch.Tensor:

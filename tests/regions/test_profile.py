@@ -97,7 +97,10 @@ def test_a_models_prints_and_code_between_graphs_do_not_break_the_events(tmp_pat
     assert sum(row["calls"] for row in profile["rows"] if row["problem"] == "matmul") == 2
 
 
-def event(name: str, parent: Any = None, cpu: float = 0.0, device: float = 0.0, kernels: tuple[Any, ...] = ()) -> Any:
+def event(
+    name: str, parent: Any = None, cpu: float = 0.0, device: float = 0.0, kernels: tuple[Any, ...] = (),
+    scope: int = 0, number: int = -1,
+) -> Any:  # fmt: skip
     return SimpleNamespace(
         name=name,
         device_type=DeviceType.CPU,
@@ -105,6 +108,8 @@ def event(name: str, parent: Any = None, cpu: float = 0.0, device: float = 0.0, 
         cpu_time_total=cpu,
         device_time_total=device,
         kernels=[SimpleNamespace(name=n, duration=d) for n, d in kernels],
+        scope=scope,
+        sequence_nr=number,
     )
 
 
@@ -121,12 +126,13 @@ def nested() -> list[Any]:
 
 
 def test_each_op_and_kernel_counts_once() -> None:
-    nodes, outside = profiler._attribute(nested(), "cpu", 2)
+    (nodes, outside), backward = profiler._attribute(nested(), "cpu", 2, profiler.Spans())
+    assert backward == ({}, ())
     assert {key: [(o.op, o.time_us) for o in ops] for key, ops in nodes.items()} == {
         (0, "linear"): [("aten::linear", 10)]
     }
     assert [(o.op, o.time_us, o.calls) for o in outside] == [("aten::item", 1.5, 0.5)]
-    nodes, outside = profiler._attribute(nested(), "cuda", 1)
+    (nodes, outside), _ = profiler._attribute(nested(), "cuda", 1, profiler.Spans())
     assert {key: [(o.op, o.time_us) for o in ops] for key, ops in nodes.items()} == {
         (0, "linear"): [("aten::linear", 8)],
         (0, "mine"): [("my_triton_kernel", 4)],
@@ -134,11 +140,39 @@ def test_each_op_and_kernel_counts_once() -> None:
     assert [(o.op, o.time_us) for o in outside] == [("aten::item", 1)]
 
 
+def test_a_gradients_time_belongs_to_the_node_that_it_is_of() -> None:
+    spans = profiler.Spans()
+    spans.add(4, 6, (0, "linear"))
+    spans.add(6, 6, (0, "view"))  # made nothing that runs back
+    spans.add(6, 7, (1, "mine"))
+    assert [spans.node_of(number) for number in (3, 4, 5, 6, 7)] == [
+        None, (0, "linear"), (0, "linear"), (1, "mine"), None,
+    ]  # fmt: skip
+    engine = event("autograd::engine::evaluate_function: MmBackward0", number=5)
+    node = event("MmBackward0", engine, scope=1, number=5)
+    product = event("aten::mm", node, 6.0, 2.0)
+    inner = event("aten::add", product, 1.0, 1.0)
+    total = event("aten::sum", engine, 3.0, 1.0)
+    hand = event("MineBackward", scope=1, number=6, kernels=(("my_triton_kernel", 4.0),))
+    leaf = event("autograd::engine::evaluate_function: torch::autograd::AccumulateGrad")
+    added = event("aten::add_", leaf, 2.0, 1.0)
+    events = [engine, node, product, inner, total, hand, leaf, added]
+    forward, (nodes, outside) = profiler._attribute(events, "cpu", 1, spans)
+    assert forward == ({}, ())
+    assert {key: [(o.op, o.time_us) for o in ops] for key, ops in nodes.items()} == {
+        (0, "linear"): [("aten::mm", 6), ("aten::sum", 3)]
+    }
+    assert [(o.op, o.time_us) for o in outside] == [("aten::add_", 2)]
+    _, (nodes, _) = profiler._attribute(events, "cuda", 1, spans)
+    assert [(o.op, o.time_us) for o in nodes[1, "mine"]] == [("my_triton_kernel", 4)]
+
+
 def test_what_if_is_amdahls_law() -> None:
     row = Row("x", "softmax", (), 1, 50.0, 0.5, floor_us=10.0, compute_floor_us=1.0, memory_floor_us=10.0)
     assert row.what_if() == pytest.approx({"1.5": 1.2, "2": 4 / 3, "3": 1.5, "5": 1 / 0.6, "floor": 1 / 0.6})
     assert (row.bound, row.headroom, row.winnable_us) == ("memory", 5.0, 40.0)
     assert "floor" not in Row("aten::add", None, (), 1, 50.0, 0.5).what_if()
+    assert Row("aten::mm", None, (), 1, 50.0, 0.5, direction="backward").what_if() == {}
 
 
 @pytest.mark.parametrize("name", registry.names("problems"))
