@@ -31,10 +31,11 @@ class NotAKernel(AutokernelError):
 def read(path: Path, problem: Path | None = None) -> KernelFile:
     """The kernel file at this path. NotAKernel names the line or the missing piece.
 
-    ``problem`` is the file that stands for its problem; without it, a kernel in the folder of ``autokernel init`` finds
-    its own there: ``../context/<KERNEL_TYPE>.py``, or ``../context/<file>.json`` for a bench command.
+    ``problem`` is the file that stands for its problem; without it, a kernel of a run or of ``autokernel extract``
+    finds its own in ``../context/`` or ``context/``: ``<KERNEL_TYPE>.py``, or ``<file>.json`` for a bench command.
     """
-    context = path.absolute().parent.parent / "context"
+    beside = path.absolute().parent / "context"
+    context = beside if beside.is_dir() else beside.parent.parent / "context"
     if problem is None and (context / f"{path.stem}.json").is_file():
         problem = context / f"{path.stem}.json"
     if problem is not None and problem.suffix == ".json":

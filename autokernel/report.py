@@ -200,7 +200,7 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
         source = f"experiment {champion.experiment}" if champion else "not measured"
     return TargetReport(
         name=name,
-        problem=target.problem if target else mine[0].problem,
+        problem=target.kernel_type if target else mine[0].problem,
         backend=champion.backend if champion else target.backend if target else mine[0].backend,
         share=target.share if target else None,
         experiments=len(mine),

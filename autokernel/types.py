@@ -147,6 +147,7 @@ class Problem:
     deterministic: bool = True
     dtypes: Sequence[DType] = DTYPES  # those that every kernel must handle
     strided: bool = True  # whether it must also handle inputs that are not contiguous
+    program: Sequence[str] = ()  # what a graph holds where it holds this problem; () where testing windows tells it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +187,7 @@ class Target:
 
     @property
     def kernel_type(self) -> str:
-        """The problem as rows and a kernel file's KERNEL_TYPE name it: the stem, where the problem is a file."""
-        return os.path.splitext(os.path.basename(self.problem))[0] if is_file(self.problem) else self.problem
+        return kernel_type(self.problem)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "workloads": [w.to_json() for w in self.workloads]}
@@ -203,6 +203,11 @@ class Target:
 def is_file(problem: str) -> bool:
     """Whether a problem's name is the path of a file that stands for it."""
     return problem.endswith((".py", ".json"))
+
+
+def kernel_type(problem: str) -> str:
+    """A problem as rows and a kernel file's KERNEL_TYPE name it: the stem, where the problem is a file."""
+    return os.path.splitext(os.path.basename(problem))[0] if is_file(problem) else problem
 
 
 # ---------------------------------------------------------------------------------------------- what is tried

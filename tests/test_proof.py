@@ -102,6 +102,13 @@ def test_the_report_takes_the_proof_of_the_kernels_that_stand(run: Path) -> None
     assert report.build(run).proof is None, "another kernel was verified"
 
 
+def test_of_training_whole_steps_are_told_and_nothing_is_projected(run: Path) -> None:
+    found = write(run, verification(1.5, 1.2, train=True, projection={}))
+    assert proof.tables(found)[0][0][1] == "step" and found.why() == []
+    told = present.headline(report.build(run))
+    assert "a training step 1.50x as fast as eager (measured)" in told and "projected" not in told
+
+
 def test_a_torn_file_is_one_clear_line(run: Path) -> None:
     (run / proof.FILE).write_text('{"forward_us": ')
     with pytest.raises(AutokernelError, match=r"verification\.json cannot be read .*autokernel verify"):

@@ -2,11 +2,12 @@
 
 The operator has the problem's signature. Its gradient is that of the problem's reference, computed when it is asked
 for. An input that the kernel was not judged on (another device, an address that is not aligned) goes to the reference
-instead, and is counted.
+instead, and is counted. Autocast is off in all of it: no verdict was reached under one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -19,7 +20,7 @@ import torch
 
 from autokernel import assets, registry
 from autokernel.engage.won import Won
-from autokernel.types import AutokernelError, Problem, Scalar, source_id
+from autokernel.types import AutokernelError, Problem, Scalar, kernel_type, source_id
 
 ALIGNMENT_BYTES = 16  # what an allocator gives at least, so that every verdict was reached with it
 _SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", type(None): "float?"}
@@ -36,7 +37,8 @@ class Kernel:
         self.calls = 0
         self.refused: Counter[str] = Counter()
         self._kernel = _load(won)
-        self.op = self._define(source_id(won.source)[:12])
+        # An operator that is registered twice is broken: its name tells apart what ``of`` tells apart.
+        self.op = self._define(source_id(f"{won.target.problem}\n{won.source}")[:12])
 
     @classmethod
     def of(cls, won: Won) -> Kernel:
@@ -63,16 +65,17 @@ class Kernel:
         tensors, scalars = arguments[: len(self.problem.inputs)], arguments[len(self.problem.inputs) :]
         named = dict(zip(self.problem.scalars, scalars, strict=True))
         misaligned = any(t.data_ptr() % ALIGNMENT_BYTES for t in tensors)
-        if misaligned:
-            self.refused["an input is not aligned to 16 bytes"] += 1
-            out: torch.Tensor = self.problem.reference(*tensors, **named)
+        with _no_autocast(tensors[0]):
+            if misaligned:
+                self.refused["an input is not aligned to 16 bytes"] += 1
+                out: torch.Tensor = self.problem.reference(*tensors, **named)
+                return out.contiguous()
+            self.calls += 1
+            out = self._kernel(*tensors, **named)
             return out.contiguous()
-        self.calls += 1
-        out = self._kernel(*tensors, **named)
-        return out.contiguous()
 
     def _define(self, version: str) -> Callable[..., torch.Tensor]:
-        name = f"{self.problem.name.rpartition('.')[2].rpartition('/')[2]}_{version}"
+        name = f"{kernel_type(self.problem.name).rpartition('.')[2]}_{version}"
         name = "".join(c if c.isalnum() else "_" for c in name)
         parts = [f"Tensor {each}" for each in self.problem.inputs]
         parts += [f"{_SCHEMA_TYPES[type(value)]} {each}" for each, value in self.problem.scalars.items()]
@@ -82,9 +85,9 @@ class Kernel:
 
         def fake(*arguments: Any) -> torch.Tensor:
             named = dict(zip(scalars, arguments[inputs:], strict=True))
-            return torch.empty_like(
-                self.problem.reference(*arguments[:inputs], **named), memory_format=torch.contiguous_format
-            )
+            with _no_autocast(arguments[0]):
+                out = self.problem.reference(*arguments[:inputs], **named)
+            return torch.empty_like(out, memory_format=torch.contiguous_format)
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             tensors = inputs[: len(self.problem.inputs)]
@@ -106,13 +109,19 @@ class Kernel:
         needed: tuple[bool, ...],
     ) -> tuple[torch.Tensor | None, ...]:
         """Those of the reference, run again on the saved inputs; None for what needs none."""
-        with torch.enable_grad():
+        with torch.enable_grad(), _no_autocast(tensors[0]):
             leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=False)]
             out = self.problem.reference(*leaves, **scalars)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             found = iter(torch.autograd.grad(out, wanted, gradient, allow_unused=True))
         given = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return (*given, *(None for _ in scalars))
+
+
+def _no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off for a device where it is on: to ask costs little, a small kernel less."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _modes_active() -> bool:

@@ -111,7 +111,7 @@ class Rewriter:
 
     def _target_of(self, found: Match) -> str | None:
         """The target that was won for exactly this call; why none was is noted."""
-        same = [each.target for each in self.won if each.target.problem == found.problem]
+        same = [w.target for w in self.won if self.kernels[w.target.name].problem.name == found.problem]
         for target in same:
             if any(work.key == found.workload.key for work in target.workloads):
                 return target.name

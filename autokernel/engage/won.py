@@ -58,7 +58,7 @@ def read(folder: Path, only: Collection[str] | None = None, *, everything: bool 
     headlines = _json(folder / "headline.json")["targets"] if (folder / "headline.json").exists() else {}
     found = []
     for data in profile["targets"]:
-        target = Target.from_json(data)
+        target = Target.from_json(data, folder.absolute())
         row = history.champion(rows, target.name)
         if row is None:
             continue

@@ -12,6 +12,7 @@ A kernel of it is ``kernel_fn(*tensors, **numbers)``: the tensors in this order,
     DTYPES               those that must work; default: the inputs' own   TOLERANCES       dtype -> (atol, rtol)
     flops(**sizes), bytes_moved(**sizes)  of one call                     library(...)     the best known call
     CONTIGUOUS = True    promises that no input is ever strided
+    GRAPH                the lines of the graph that it was printed from (``regions/printed.py``)
 
 It is trusted: the judge runs it. What is weaker than in a problem of this folder: with ``get_inputs()`` there is one
 shape, so a kernel may be right for that shape alone; sizes that are derived from make_inputs are only those on which
@@ -36,14 +37,17 @@ from autokernel.evaluate.correctness import FLOAT64_MAX_FLOPS, expected, mismatc
 from autokernel.problems._common import ELEMENT_BYTES, LOOSE, TORCH_DTYPES
 from autokernel.problems._owner import REFUSALS, Owned, sizes_or_raise, understand
 from autokernel.regions.model import execute, user_code
+from autokernel.regions.sizes import solved
 from autokernel.types import (
     DTYPES,
     AdversarialInput,
     AutokernelError,
+    Binding,
     Dims,
     DType,
     Problem,
     Tolerance,
+    Window,
     Workload,
 )
 
@@ -60,7 +64,7 @@ def load(path: str) -> Problem:
     return _load(file, file.stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _load(path: Path, modified_ns: int) -> Problem:
     namespace = execute(path)
     if isinstance(given := getattr(namespace, "PROBLEM", None), Problem):
@@ -99,17 +103,27 @@ class _Build:
             flops=self._flops,
             bytes=self._bytes,
             baselines={"eager": self.owned.call, **({"library": self.owned.like(library)} if library else {})},
-            propose_bindings=lambda window: (),
+            propose_bindings=self._bindings,
             held_out=self._held_out,
             scalars=self.owned.scalars,
             dtypes=self.dtypes,
             strided=not getattr(self.says, "CONTIGUOUS", False),
+            program=tuple(getattr(self.says, "GRAPH", ())),
         )
 
     def make_inputs(self, dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         with user_code(self.path, "drawing the inputs"):
             drawn = self.owned.draw({n: dims.get(n, v) for n, v in self.owned.sizes.items()}, generator)
         return tuple(t.to(TORCH_DTYPES[dtype]) if t.is_floating_point() else t for t in drawn)
+
+    def _bindings(self, window: Window) -> Sequence[Binding]:
+        """The inputs as they are, of a window that holds the file's own program; sizes follow from their shapes."""
+        if not hasattr(self.says, "GRAPH") or len(window.tensors) != len(self.owned.names):
+            return ()
+        dims = solved(self.owned.shapes, [t.shape for t in window.tensors])
+        if dims is None or set(dims) != set(self.owned.sizes):
+            return ()
+        return [Binding(dims, self.owned.scalars, lambda *tensors: tensors, lambda out, *tensors: out)]
 
     # ------------------------------------------------------------------------------------------ what the file may say
 

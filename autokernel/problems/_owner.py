@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from autokernel.problems._common import TORCH_DTYPES
 from autokernel.regions.model import SEED, user_code
+from autokernel.regions.sizes import PRIMES, Shape, named
 from autokernel.types import AutokernelError, Dims, DType, Scalar
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError, NotImplementedError)
@@ -50,6 +52,15 @@ class Owned:
     @property
     def arguments(self) -> int:
         return sum(slot.tensor for slot in self.slots)
+
+    @functools.cached_property
+    def shapes(self) -> Sequence[Shape]:
+        """The shapes of its tensors in terms of its sizes; () where they are not sizes themselves."""
+        primes = dict(zip(self.sizes, PRIMES, strict=False))
+        if len(primes) < len(self.sizes):
+            return ()
+        found = [named(t.shape, primes) for t in self.draw(primes, torch.Generator().manual_seed(0))]
+        return [shape for shape in found if shape is not None] if None not in found else ()
 
     @property
     def scalars(self) -> Mapping[str, Scalar]:
@@ -92,6 +103,9 @@ def understand(path: Path, says: Any) -> Owned:
             return function(*values)
         weights = dict(zip(state, tensors[arguments:], strict=True))
         return torch.func.functional_call(module, weights, tuple(values))
+
+    if module is None:
+        functools.update_wrapper(call, function)  # its source is the owner's
 
     def draw(dims: Dims, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         seed = int(torch.randint(2**31, (), generator=generator))

@@ -7,6 +7,7 @@ A graph stays at the level the user wrote (``F.linear``, ``x.pow(2)``), and each
 Two rewrites make regions visible, and neither changes a result by more than its rounding:
 ``F.linear`` and ``torch.addmm`` with a bias become a product and an add, so that the product alone is a matmul region
 (the bias add is then timed as an op of its own); ``F.rms_norm`` without eps gets the eps that its dtype implies.
+Under autocast its casts become nodes, too: see ``autocast``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import fx
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 
+from autokernel.regions.autocast import explicit
 from autokernel.regions.model import LoadedModel
 from autokernel.types import AutokernelError
 
@@ -88,7 +90,7 @@ class Capture:
 
     def forward(self, interpret: Callable[[Graph, tuple[Any, ...]], Any]) -> Any:
         """One forward; ``interpret(graph, args)`` runs each graph and returns its result."""
-        with self._interpreted_by(interpret), torch.no_grad():
+        with self._interpreted_by(interpret), self.model.conditions():
             return self._compiled(*self.model.inputs)
 
     @contextlib.contextmanager
@@ -123,7 +125,7 @@ def capture(model: LoadedModel) -> Capture:
     captured = Capture(model, graphs, 0, compiled)
     known = {id(t) for t in model.module.buffers()}
     try:
-        with torch.no_grad():
+        with model.conditions():
             compiled(*model.inputs)  # traces; a graph is known only after this
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
@@ -170,6 +172,7 @@ def clean_path(path: str) -> str:
 
 def split(module: fx.GraphModule) -> fx.GraphModule:
     """Apply the rewrites of the module's docstring in place."""
+    explicit(module)
     graph = module.graph
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -189,6 +192,11 @@ def split(module: fx.GraphModule) -> fx.GraphModule:
     graph.lint()
     module.recompile()
     return module
+
+
+def parted(node: fx.Node) -> bool:
+    """Whether a node is a product or a bias add that the owner wrote as one call: see ``split``."""
+    return bool(node.meta.get(_SPLIT))
 
 
 def join(graph: fx.Graph) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 
 from autokernel import assets, registry
 from autokernel.problems._common import ELEMENT_BYTES
+from autokernel.regions import generate
 from autokernel.regions.rank import Row
-from autokernel.types import AutokernelError, Problem, Workload
+from autokernel.types import AutokernelError, Problem, Workload, is_file, kernel_type
 
 SCALES = (("half", 0.5), ("double", 2.0))
 WIDTH = 110
@@ -28,7 +29,8 @@ WIDTH = 110
 
 def backend_for(problem: str, backend: str) -> str:
     """The backend of the file that will be written: ``backend`` where it has a starter, else "torch"."""
-    return backend if assets.starter(problem, backend) else "torch"
+    there = generate.starter(problem, backend) if is_file(problem) else assets.starter(problem, backend)
+    return backend if there else "torch"
 
 
 def extract(row: Row, backend: str, model: str, arch: str | None = None) -> str:
@@ -39,8 +41,8 @@ def extract(row: Row, backend: str, model: str, arch: str | None = None) -> str:
     """
     assert row.problem is not None
     problem: Problem = registry.load("problems", row.problem)
-    path = assets.starter(row.problem, backend, arch)
-    source = path.read_text() if path else torch_starter(problem)
+    path = None if is_file(row.problem) else assets.starter(row.problem, backend, arch)
+    source = path.read_text() if path else generate.starter(row.problem, backend) or torch_starter(problem)
     return annotate(source, header(row, problem, model), row.workloads, str(path or f"torch starter of {problem.name}"))
 
 
@@ -106,7 +108,7 @@ def torch_starter(problem: Problem) -> str:
         "",
         *imports,
         "",
-        f'KERNEL_TYPE = "{problem.name}"',
+        f'KERNEL_TYPE = "{kernel_type(problem.name)}"',
         'BACKEND = "torch"',
     ]
     return "\n".join(head) + "\n\n\n" + "\n\n\n".join(functions) + "\n"

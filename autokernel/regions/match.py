@@ -18,6 +18,7 @@ from torch import fx
 from autokernel import registry
 from autokernel.problems._common import TORCH_DTYPES
 from autokernel.regions.capture import Capture, Graph, TensorSpec, module_path
+from autokernel.regions.program import places
 from autokernel.regions.window import REFUSALS, WIDE, Window, dense_strides, product_flops, windows
 from autokernel.types import Binding, DType, Problem, Workload
 
@@ -92,21 +93,49 @@ def match_graph(graph: Graph, problems: Sequence[Problem], device: torch.device,
     position = {n: i for i, n in enumerate(graph.nodes)}
     taken: set[fx.Node] = set()
     chosen = []
-    for window, found in reversed(_found(graph, problems, known, device)):
+    general = [p for p in problems if not p.program]
+    found = [*reversed(_found(graph, general, known, device)), *_printed(graph, problems, known, device)]
+    for window, result in sorted(found, key=lambda pair: -pair[0].compute):
         if not taken.isdisjoint(window.nodes):
             continue
         taken.update(window.nodes)
-        chosen.append(
-            Match(
-                problem=found.problem,
-                workload=dataclasses.replace(found.workload, count=graph.calls),
-                binding=found.binding,
-                graph=graph.index,
-                nodes=window.nodes,
-                inputs=tuple(window.inputs[i] for i in found.taken),
-            )
-        )
+        chosen.append(_matched(window, result))
     return sorted(chosen, key=lambda m: position[m.output])
+
+
+def match_window(window: Window, problem: Problem, device: torch.device, known: Known) -> Match | None:
+    """This very window as the problem that was printed for such ones, its inputs being in the problem's order."""
+    result = _tested(window, problem, device, known)
+    return _matched(window, result) if result is not None else None
+
+
+def _tested(window: Window, problem: Problem, device: torch.device, known: Known) -> _Found | None:
+    key = (f"{problem.name}\n{window.key}", frozenset[str]())
+    if key not in known:
+        known[key] = _recognise(window, [problem], device)
+    return known[key]
+
+
+def _matched(window: Window, found: _Found) -> Match:
+    return Match(
+        problem=found.problem,
+        workload=dataclasses.replace(found.workload, count=window.graph.calls),
+        binding=found.binding,
+        graph=window.graph.index,
+        nodes=window.nodes,
+        inputs=tuple(window.inputs[i] for i in found.taken),
+    )
+
+
+def _printed(
+    graph: Graph, problems: Sequence[Problem], known: Known, device: torch.device
+) -> Iterator[tuple[Window, _Found]]:
+    """The windows of problems that say what the graph holds where it holds them; these too are tested."""
+    for problem in problems:
+        for window in places(graph, tuple(problem.program)) if problem.program else ():
+            result = _tested(window, problem, device, known)
+            if result is not None:
+                yield window, result
 
 
 def _found(

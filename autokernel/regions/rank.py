@@ -7,16 +7,18 @@ won, measured time less the roofline floor; ops that no problem covers follow, b
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from autokernel import registry
 from autokernel.hardware import Hardware
 from autokernel.regions.capture import Graph, module_path
 from autokernel.regions.match import Match
 from autokernel.regions.profiler import OpTime, Timing
-from autokernel.types import DType, Region, Target, Workload
+from autokernel.types import DType, Region, Target, Workload, is_file, kernel_type
 
 LEAST_SHARE = 0.0005  # a call pattern that costs less of the forward than this is left to PyTorch
 PLACES = 4  # shown of each row
@@ -26,7 +28,9 @@ SPEEDUPS = ("1.5", "2", "3", "5")
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the profile: a target, an op that no problem covers, or (``wait``) time in which a GPU waits for its
-    host. Times are of one forward; ``launch_us`` is what the launches of a target's kernels cost the host.
+    host. Times are of one step; ``launch_us`` is what the launches of a target's kernels cost the host. Where the model
+    is trained, ``direction`` says whose time it is: a target is its forward, ``backward_us`` of it is beside, and the
+    row of that backward is named as the target is (``gradient_of``).
     """
 
     name: str
@@ -41,6 +45,15 @@ class Row:
     floor_us: float | None = None
     launch_us: float | None = None
     wait: bool = False
+    direction: Literal["forward", "backward"] = "forward"
+    backward_us: float | None = None
+    gradient_of: str = ""
+
+    @property
+    def kind(self) -> str:
+        if self.gradient_of:
+            return "gradient"
+        return "wait" if self.wait else "op" if self.problem is None else "region"
 
     @property
     def winnable_us(self) -> float:
@@ -59,7 +72,11 @@ class Row:
         return "compute" if self.compute_floor_us > self.memory_floor_us else "memory"
 
     def what_if(self) -> dict[str, float]:
-        """Amdahl: how much faster the model becomes when this row becomes s times faster; "floor": at its floor."""
+        """Amdahl: how much faster the model becomes when this row becomes s times faster; "floor": at its floor.
+        Nothing for a backward, which no kernel replaces.
+        """
+        if self.direction == "backward":
+            return {}
         speedups = {s: float(s) for s in SPEEDUPS}
         if self.headroom is not None:
             speedups["floor"] = max(self.headroom, 1.0)
@@ -68,12 +85,14 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "kind": "wait" if self.wait else "op" if self.problem is None else "region",
-            "problem": self.problem,
+            "kind": self.kind,
+            "direction": self.direction,
+            "problem": kernel_type(self.problem) if self.problem else None,
             "places": list(self.places),
             "calls": self.calls,
             "time_us": self.time_us,
             "share": self.share,
+            "backward_us": self.backward_us,
             "workloads": [w.to_json() for w in self.workloads],
             "floor_us": self.floor_us,
             "headroom": self.headroom,
@@ -85,28 +104,48 @@ class Row:
 
 
 def rows(graphs: Sequence[Graph], matches: Sequence[Match], timing: Timing, hardware: Hardware) -> list[Row]:
-    """All of one forward: targets by what can be won, then uncovered ops by time, then waiting. Shares add up to 1."""
+    """All of one step: targets by what can be won, then uncovered ops by time, those of the backward (with that of each
+    target), then waiting. Shares add up to 1.
+    """
     total = timing.attributed_us
-    regions, inside, launches = _regions(matches, timing, hardware)
+    regions, inside, launches, gradients = _regions(matches, timing, hardware)
     grouped: dict[tuple[str, DType], list[Region]] = defaultdict(list)
     for region in regions:
         grouped[region.problem, region.workloads[0].dtype].append(region)
-    several = Counter(problem for problem, _ in grouped)
+    several = Counter(kernel_type(problem) for problem, _ in grouped)
     targets = [
         dataclasses.replace(
-            _target_row(problem if several[problem] == 1 else f"{problem}_{dtype}", members, hardware, total),
+            _target_row(_name(problem, dtype, several), members, hardware, total),
             launch_us=launches.get((problem, dtype)),
+            backward_us=gradients.get((problem, dtype)),
         )
         for (problem, dtype), members in grouped.items()
     ]
     targets.sort(key=lambda row: -row.winnable_us)
-    return [*targets, *_op_rows(graphs, timing, inside, total), *_wait_rows(timing, total)]
+    paths = {(g.index, n.name): module_path(n) for g in graphs for n in g.nodes}
+    ops = _op_rows(paths, timing.nodes, timing.outside, inside, total)
+    backward = [
+        Row(row.name, None, row.places, row.calls, row.backward_us, row.backward_us / total, gradient_of=row.name)
+        for row in targets
+        if row.backward_us is not None
+    ]
+    backward += _op_rows(paths, timing.backward, timing.outside_backward, inside, total)
+    backward = [dataclasses.replace(row, direction="backward") for row in backward]
+    return [*targets, *ops, *backward, *_wait_rows(timing, total)]
 
 
-def targets_of(found: Sequence[Row], backend_of: Mapping[str, str]) -> list[Target]:
-    """The targets among the rows, in rank order; ``backend_of`` maps a problem to the backend of its kernel file."""
+def targets_of(found: Sequence[Row], backend_of: Mapping[str, str], folder: Path) -> list[Target]:
+    """The targets among the rows, in rank order; ``backend_of`` maps a problem to the backend of its kernel file. A
+    problem that is a file is named relative to ``folder``, so that the folder can be moved.
+    """
+
+    def named(problem: str) -> str:
+        return os.path.relpath(problem, folder) if is_file(problem) else problem
+
     return [
-        Target(row.name, row.problem, backend_of[row.problem], row.workloads, row.share, row.time_us, row.floor_us)
+        Target(
+            row.name, named(row.problem), backend_of[row.problem], row.workloads, row.share, row.time_us, row.floor_us
+        )
         for row in found
         if row.problem is not None and row.floor_us is not None
     ]
@@ -127,9 +166,9 @@ def floor(workload: Workload, problem: str, hardware: Hardware) -> tuple[float, 
 
 def _regions(
     matches: Sequence[Match], timing: Timing, hardware: Hardware
-) -> tuple[list[Region], set[tuple[int, str]], Mapping[tuple[str, DType], float]]:
-    """The regions worth having, the nodes inside them, and what the launches of each problem and dtype cost the host.
-    Call patterns too cheap to matter are dropped whole.
+) -> tuple[list[Region], set[tuple[int, str]], Mapping[tuple[str, DType], float], Mapping[tuple[str, DType], float]]:
+    """The regions worth having, the nodes inside them, and of each problem and dtype what its launches cost the host
+    and what its backward takes. Call patterns too cheap to matter are dropped whole.
     """
     times = [sum(timing.node_us(m.graph, n.name) for n in m.nodes) for m in matches]
     cost: Counter[tuple[str, str]] = Counter()
@@ -139,6 +178,7 @@ def _regions(
     regions: list[Region] = []
     inside: set[tuple[int, str]] = set()
     launches: dict[tuple[str, DType], float] = defaultdict(float)
+    gradients: dict[tuple[str, DType], float] = defaultdict(float)
     for m, time_us in zip(matches, times, strict=True):
         if cost[m.problem, m.workload.key] < least:
             continue
@@ -146,9 +186,16 @@ def _regions(
         inside |= nodes
         if timing.launch_us:
             launches[m.problem, m.workload.dtype] += sum(timing.launch_us.get(node, 0.0) for node in nodes)
+        if timing.backward:
+            gradients[m.problem, m.workload.dtype] += sum(timing.backward_us(*node) for node in nodes)
         roof = floor(m.workload, m.problem, hardware)[2]
         regions.append(Region(m.problem, m.module_path, (m.workload,), time_us, roof))
-    return regions, inside, launches
+    return regions, inside, launches, gradients
+
+
+def _name(problem: str, dtype: DType, several: Mapping[str, int]) -> str:
+    name = kernel_type(problem)
+    return name if several[name] == 1 else f"{name}_{dtype}"
 
 
 def _target_row(name: str, members: Sequence[Region], hardware: Hardware, total_us: float) -> Row:
@@ -183,8 +230,14 @@ def _wait_rows(timing: Timing, total_us: float) -> list[Row]:
     return [Row(name, None, (), calls, us, us / total_us, wait=True) for name, calls, us in named]
 
 
-def _op_rows(graphs: Sequence[Graph], timing: Timing, inside: set[tuple[int, str]], total_us: float) -> list[Row]:
-    paths = {(g.index, n.name): module_path(n) for g in graphs for n in g.nodes}
+def _op_rows(
+    paths: Mapping[tuple[int, str], str],
+    nodes: Mapping[tuple[int, str], Sequence[OpTime]],
+    outside: Sequence[OpTime],
+    inside: set[tuple[int, str]],
+    total_us: float,
+) -> list[Row]:
+    """What ran in no region, summed by op. ``paths`` maps each node to its module."""
     places: dict[str, dict[str, None]] = defaultdict(dict)
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -195,10 +248,10 @@ def _op_rows(graphs: Sequence[Graph], timing: Timing, inside: set[tuple[int, str
             calls[op.op] += op.calls  # type: ignore[assignment]
             places[op.op].setdefault(place)
 
-    for node, ops in timing.nodes.items():
+    for node, ops in nodes.items():
         if node not in inside:
             add(ops, paths.get(node, ""))
-    add(timing.outside, "(outside the captured graphs)")
+    add(outside, "(outside the captured graphs)")
     return [
         Row(op, None, tuple(places[op])[:PLACES], round(calls[op]), time_us, time_us / total_us)
         for op, time_us in times.most_common()

@@ -70,7 +70,7 @@ class Window:
         lines = [f"{self.graph.specs[n.name]} {_digest(self.fixed.get(n.name))}" for n in self.inputs]
         for node in self.nodes:
             args = fx.map_arg((node.args, node.kwargs), lambda n: place[n])
-            lines.append(f"{node.op} {_name(node.target)} {args!r}")
+            lines.append(f"{node.op} {name_of(node.target)} {args!r}")
         return "\n".join(lines)
 
     @functools.cached_property
@@ -130,7 +130,7 @@ def windows(graph: Graph) -> list[Window]:
     order = {n: i for i, n in enumerate(graph.nodes)}
     found: dict[tuple[str, ...], Window] = {}
     for members in (*_grown(graph, order), *_modules(graph)):
-        window = _close(graph, members, order)
+        window = close(graph, members, order)
         if window is not None:
             found.setdefault(tuple(n.name for n in window.nodes), window)
     return sorted(found.values(), key=lambda w: (-w.compute, len(w.nodes)))
@@ -143,7 +143,7 @@ def product_flops(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _usable(graph: Graph, node: fx.Node) -> bool:
+def usable(graph: Graph, node: fx.Node) -> bool:
     if node.name in graph.constants:
         return False  # the same in every forward: always an input, with its values
     return node.op in ("call_function", "call_method") and node.name not in graph.mutating
@@ -152,7 +152,7 @@ def _usable(graph: Graph, node: fx.Node) -> bool:
 def _grown(graph: Graph, order: Mapping[fx.Node, int]) -> Iterator[list[fx.Node]]:
     """Backwards from each tensor node: a step takes the latest node all of whose readers are already inside."""
     for end in order:
-        if not _usable(graph, end) or end.name not in graph.specs:
+        if not usable(graph, end) or end.name not in graph.specs:
             continue
         inside: list[fx.Node] = []
         member: set[fx.Node] = set()
@@ -165,7 +165,7 @@ def _grown(graph: Graph, order: Mapping[fx.Node, int]) -> Iterator[list[fx.Node]
             inside.append(node)
             member.add(node)
             for source in node.all_input_nodes:
-                if source not in seen and _usable(graph, source):
+                if source not in seen and usable(graph, source):
                     seen.add(source)
                     heapq.heappush(heap, (-order[source], source.name, source))
             yield list(inside)
@@ -179,17 +179,21 @@ def _modules(graph: Graph) -> Iterator[list[fx.Node]]:
     yield from (body for body in bodies.values() if len(body) <= MOST_NODES)
 
 
-def _close(graph: Graph, members: Iterable[fx.Node], order: Mapping[fx.Node, int]) -> Window | None:
+def close(
+    graph: Graph, members: Iterable[fx.Node], order: Mapping[fx.Node, int], most_inputs: int | None = MOST_INPUTS
+) -> Window | None:
     """These nodes as a window, or None where they are none (a value that escapes, an input that is no tensor)."""
     nodes = tuple(sorted(members, key=order.__getitem__))
     inside = set(nodes)
     last = nodes[-1]
-    if last.name not in graph.specs or not all(_usable(graph, n) for n in nodes):
+    if last.name not in graph.specs or not all(usable(graph, n) for n in nodes):
         return None
     if any(n is not last and not set(n.users) <= inside for n in nodes):
         return None
     inputs = tuple(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside))
-    if not 1 <= len(inputs) <= MOST_INPUTS or any(i.name not in graph.specs for i in inputs):
+    if not inputs or any(i.name not in graph.specs for i in inputs):
+        return None
+    if most_inputs is not None and len(inputs) > most_inputs:
         return None
     if all(n.name in graph.free for n in nodes):
         return None
@@ -226,7 +230,7 @@ def _widen(value: Any, device: torch.device) -> Any:
     return value
 
 
-def _name(target: Any) -> str:
+def name_of(target: Any) -> str:
     """A callable's name without its address."""
     return target if isinstance(target, str) else f"{getattr(target, '__module__', '')}.{target.__name__}"
 

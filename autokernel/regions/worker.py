@@ -2,7 +2,8 @@
 
     python -m autokernel.regions.worker --model llama.py --device cpu --dtype fp32 --backend cpp --out DIR
 
-Writes DIR/profile.json and DIR/kernels/<target>.py. Each line of standard output is one JSON object: {"event":
+Writes DIR/profile.json, DIR/kernels/<target>.py, and DIR/context/<problem>.py for each region that is a problem of its
+own. Each line of standard output is one JSON object: {"event":
 "capture" | "time" | "match" | "levers" | "extract" | "error", "message", "done", "of"}; whatever else is printed in
 this process (the model's own prints included) goes to standard error. A mistake of the user ends it with exit status 2.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from autokernel import hardware, modelref
 from autokernel.evaluate.sandbox import die_with_parent
-from autokernel.regions import extractor, levers, model, rank, recorded, sets
+from autokernel.regions import extractor, levers, model, rank, recorded, sets, uncovered
 from autokernel.types import DTYPES, AutokernelError
 
 VERSION = 1  # of profile.json
@@ -53,12 +54,16 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
     if options.memory:
         recorded.check_memory(options.device)
     emit("capture", f"loading {options.model}")
-    loaded = model.load(Path(options.model), options.device, options.dtype, settings)
+    loaded = model.load(
+        Path(options.model), options.device, options.dtype, settings, train=options.train, autocast=options.autocast
+    )
     for note in loaded.notes:
         emit("capture", note)
     ceilings = hardware.measure(options.device)
     trace = Path(options.trace) if options.trace else None
-    measured = sets.measure(loaded, options.warmup, options.iters, trace, emit)
+    out = Path(options.out).resolve()
+    shelf = uncovered.Shelf(out / "context", _title(options.model, settings))
+    measured = sets.measure(loaded, options.warmup, options.iters, trace, emit, shelf)
     timing = measured.timing
     if options.compile_log:
         recorded.compile_log(loaded, Path(options.compile_log))
@@ -69,7 +74,7 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         pulled = levers.measure(loaded, measured.attention, options.levers_s, lambda name: emit("levers", name))
     rows = rank.rows(measured.graphs, measured.matches, timing, ceilings)
     backends = {r.problem: extractor.backend_for(r.problem, options.backend) for r in rows if r.problem}
-    targets = rank.targets_of(rows, backends)
+    targets = rank.targets_of(rows, backends, out)
     sources = {}
     arch = hardware.arch(options.device)
     for i, row in enumerate(r for r in rows if r.problem is not None):
@@ -81,6 +86,8 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         "model_name": loaded.name,
         "device": options.device,
         "dtype": options.dtype,
+        "autocast": options.autocast,
+        "train": options.train,
         "settings": settings,
         "notes": [*loaded.notes, *(f"{reason}: operations only, no region was looked for" for reason in measured.lost)],
         "round": list(measured.forwards),
@@ -94,7 +101,7 @@ def run(options: argparse.Namespace, emit: Emit) -> None:
         "rows": [row.to_json() for row in rows],
         "targets": [target.to_json() for target in targets],
     }
-    _write(Path(options.out), profile, sources)
+    _write(out, profile, sources)
 
 
 def _write(out: Path, profile: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -127,6 +134,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=DTYPES)
+    parser.add_argument("--autocast", default=None, choices=("bf16", "fp16"))
+    parser.add_argument("--train", action="store_true", help="a step is a forward, a loss and its backward")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--iters", type=int, default=10)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")

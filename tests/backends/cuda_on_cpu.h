@@ -204,7 +204,10 @@ template <typename T> T __ldg(const T* p) { return *p; }
 template <typename T> void __stcs(T* p, T v) { *p = v; }
 
 // ---- what starters write in PTX: their functions of these names are replaced by these
-inline float exp2_approx(float v) { return std::exp2(v); }
+inline float exp2_approx(float v) {  // ex2.approx.ftz.f32: results below 2^-126 are 0
+  const float y = std::exp2(v);
+  return y < 0x1p-126f ? 0.0f : y;
+}
 inline void copy_async(void* to, const void* from, int bytes) {  // 16 bytes, those beyond `bytes` zero
   emulated::self().open.push_back({to, from, bytes, 16});
 }

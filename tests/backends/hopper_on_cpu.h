@@ -130,6 +130,11 @@ inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, uin
 inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, int head, int batch, uint64_t* barrier) {
   emulated::copy_box(to, *reinterpret_cast<const emulated::Map*>(map), {column, row, head, batch}, barrier);
 }
+inline void prefetch_tile(const CUtensorMap*, int, int) {}
+inline void let_next_begin() {}  // launches run one after the other
+inline void wait_for_earlier() {}
+inline void take_turn(int) {}  // an order in time: results do not depend on it
+inline void give_turn(int) {}
 inline void wgmma_fence() {}
 inline void wgmma_commit() {
   auto& products = emulated::products();
@@ -167,6 +172,13 @@ template <typename T, int N> void wgmma(float (&d)[N], const uint32_t (&a)[4], u
   emulated::products().open.push_back([=] { emulated::multiply<T>(out, N, rows, b, true, true); });
 }
 
+namespace emulated {
+template <typename... P, typename... A> cudaError_t launch_with(const cudaLaunchConfig_t* how, void (*kernel)(P...), A... arguments) {
+  const auto& [grid, threads, shared_bytes, stream, attributes, count] = *how;
+  return launch([=] { kernel(arguments...); }, grid, threads, shared_bytes), cudaSuccess;
+}
+}  // namespace emulated
+#define cudaLaunchKernelEx emulated::launch_with  // the runtime's own is a template
 RUNTIME cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) { return std::memset(to, value, bytes), cudaSuccess; }
 RUNTIME cudaError_t cudaGetDriverEntryPointByVersion(
     const char*, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult*) {

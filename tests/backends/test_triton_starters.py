@@ -197,6 +197,15 @@ def test_it_passes_all_five_stages_in_the_interpreter(workshop: Workshop, source
     assert all(exam.seen[stage] == set(DTYPES) for stage in STAGES if stage != "smoke"), exam.seen
 
 
+def test_halves_of_all_sizes_through_descriptors(workshop: Workshop) -> None:
+    """Hopper's product takes pointers where the interpreter could follow: here its large path takes everything."""
+    source = (FOLDER / "sm90" / "matmul.py").read_text()
+    large = source.replace("    if m == 1:", "    return BM, 64, BK, WARPS, STAGES, 1, True\n    if m == 1:")
+    assert large != source
+    exam = examined(workshop, large, registry.load("problems", "matmul"), seed=22)
+    assert all({"fp16", "bf16"} <= exam.seen[stage] for stage in STAGES if stage != "smoke"), exam.seen
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [

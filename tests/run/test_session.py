@@ -91,6 +91,7 @@ def test_a_missing_model_is_told(tmp_path):
         ({"device": "cuda"}, "is a run of device cuda"),
         ({"dtype": "bf16"}, "is a run of dtype bf16"),
         ({"settings": {"size": "7b"}}, "is a run of settings"),
+        ({"autocast": "bf16"}, "is a run of autocast bf16; this command is for none"),
         ({"model_sha256": "0", "model": "other.py"}, "is a run of model other.py"),
         ({"model_sha256": "0"}, "as it is now"),
         ({"version": 99}, "version 1 was expected"),
