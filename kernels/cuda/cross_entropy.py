@@ -16,8 +16,8 @@ import tvm_ffi.cpp
 KERNEL_TYPE = "cross_entropy"
 BACKEND = "cuda"
 
-THREADS = 256  # tune: 128, 256, 512, 1024 | threads a block
-AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread
+THREADS = 128  # tune: 128, 256, 512, 1024 | threads a block
+AHEAD = 2  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread
 WAVES = 4  # tune: 1, 2, 4, 8, 16 | blocks a multiprocessor under which rows are split
 
 SOURCE = """
@@ -86,23 +86,39 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   return pack;
 }
 
-struct Max { __device__ float operator()(float a, float b) const { return fmaxf(a, b); } };
-struct Sum { __device__ float operator()(float a, float b) const { return a + b; } };
+struct Max {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  __device__ float none() const { return -INFINITY; }
+};
+struct Sum {
+  __device__ float operator()(float a, float b) const { return a + b; }
+  __device__ float none() const { return 0; }
+};
 
-// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result.
+// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result. Each call
+// of a kernel has a scratch of its own, so that one barrier is enough, and every warp adds up the warps' results itself.
 template <typename Op> __device__ inline float across_row(float v, Op op, float* scratch) {
   #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   if (blockDim.x > 32) {
-    float* mine = scratch + threadIdx.y * (blockDim.x / 32);
-    __syncthreads();  // what the last reduction left there has been read
-    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = v;
+    const int warps = blockDim.x / 32, mine = threadIdx.x % 32;
+    float* row = scratch + threadIdx.y * warps;
+    if (mine == 0) row[threadIdx.x / 32] = v;
     __syncthreads();
-    v = mine[0];
-    for (int w = 1; w < blockDim.x / 32; ++w) v = op(v, mine[w]);
+    v = mine < warps ? row[mine] : op.none();
+    #pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   }
   return v;
 }
+
+__device__ inline float exp2_approx(float v) {  // within 2 units in the last place; results below 2^-126 are 0
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+  return y;
+}
+// exp in two instructions. __expf takes three more to keep results below 2^-126: here they stand beside exp(0) = 1.
+__device__ inline float fast_exp(float v) { return exp2_approx(v * 1.4426950408889634f); }
 
 // A maximum of -inf would make exp(-inf - -inf) a NaN; with 0 in its place exp gives the 0 that is meant.
 __device__ inline float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
@@ -111,7 +127,7 @@ __device__ inline float base_of(float max) { return max == -INFINITY ? 0.0f : ma
 template <typename T>
 __global__ void __launch_bounds__(THREADS) cross_entropy_rows(
     const T* logits, int64_t stride, const int64_t* targets, int64_t target_stride, float2* stats, int columns, int parts) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const int64_t row = blockIdx.x / parts;
   const int part = int(blockIdx.x % parts);
   const T* in = logits + row * stride;
@@ -144,15 +160,15 @@ __global__ void __launch_bounds__(THREADS) cross_entropy_rows(
       #pragma unroll
       for (int j = 0; j < Pack<T>::N; ++j) higher = fmaxf(higher, element(pack[k], j));  // a NaN shows in the sum
     const float base = base_of(higher);
-    sum *= __expf(max - base);
+    sum *= fast_exp(max - base);
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k)
       #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) sum += __expf(element(pack[k], j) - base);
+      for (int j = 0; j < Pack<T>::N; ++j) sum += fast_exp(element(pack[k], j) - base);
     max = higher;
   }
-  const float all = across_row(max, Max(), scratch);
-  sum = across_row(sum * __expf(max - base_of(all)), Sum(), scratch);
+  const float all = across_row(max, Max(), scratch[0]);
+  sum = across_row(sum * fast_exp(max - base_of(all)), Sum(), scratch[1]);
   if (threadIdx.x == 0) stats[row * parts + part] = make_float2(all, sum);
 }
 
@@ -170,7 +186,7 @@ template <typename T>
 __global__ void __launch_bounds__(LAST) cross_entropy_mean(
     const T* logits, int64_t stride, const int64_t* targets, int64_t target_stride, const float2* stats, T* out,
     int64_t rows, int columns, int parts) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   float loss = 0, count = 0;
   #pragma unroll 4
   for (int64_t row = threadIdx.x; row < rows; row += LAST) {
@@ -187,8 +203,8 @@ __global__ void __launch_bounds__(LAST) cross_entropy_mean(
     loss += loss_of(all, element(own, 0));
     count += 1;  // exact up to 2^24 rows a thread
   }
-  loss = across_row(loss, Sum(), scratch);
-  count = across_row(count, Sum(), scratch);
+  loss = across_row(loss, Sum(), scratch[0]);
+  count = across_row(count, Sum(), scratch[1]);
   if (threadIdx.x == 0) *out = narrow<T>(loss / count);
 }
 

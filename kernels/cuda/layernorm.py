@@ -6,6 +6,7 @@ GPU could do in the time of the bytes. So a row is read once, into registers, in
 their way before the first is used. From there come the mean, then the squares of the differences to it (never the mean of squares less the
 square of the mean, which keeps no digit of a small variance), and the output. Rows beyond the registers
 of a block (32,768 half-precision columns) are read again, from the L2 for the most part.
+Rows in registers are read without a hint: to have x leave the caches first costs more where y is written at the same time.
 Other GPUs: revisit PACKS and BLOCK (they decide how many bytes a multiprocessor has on their way).
 """
 
@@ -73,21 +74,19 @@ template <typename T> __device__ inline int head_of(const T* row) {
   return int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
 }
 
-// Pack at column `first` of a row; elements outside the row are `fill`. A pack that the row fills in part is read whole
-// all the same: 16 aligned bytes lie in one allocation, whose size is a multiple of that. REUSED: read again, so the
-// caches should keep it.
-template <bool REUSED = false, typename T>
+// Pack at column `first` of a row; elements outside the row are `fill`. EVEN: rows are whole packs, so that no pack is
+// cut. Elsewhere a pack that the row fills in part is read whole all the same: 16 aligned bytes lie in one allocation,
+// whose size is a multiple of that.
+template <bool EVEN, typename T>
 __device__ inline Pack<T> load(const T* row, int first, int columns, float fill) {
   constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
+  const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  const uint32_t empty = PER_WORD == 1 ? outside : outside | outside << 16;
+  uint4 raw = make_uint4(empty, empty, empty, empty);
+  if (EVEN ? first < columns : first + N > 0 && max(first, 0) < columns) raw = *reinterpret_cast<const uint4*>(row + first);
   Pack<T> pack;
-  uint4 raw = make_uint4(0, 0, 0, 0);
-  if (first + N > 0 && max(first, 0) < columns) {
-    const uint4* p = reinterpret_cast<const uint4*>(row + first);
-    raw = REUSED ? *p : __ldcs(p);
-  }
   pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
-  if (first < 0 || first + N > columns) {
-    const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  if (!EVEN && (first < 0 || first + N > columns)) {
     #pragma unroll
     for (int j = 0; j < N; ++j) {
       uint32_t& word = pack.word[j / PER_WORD];
@@ -99,13 +98,15 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
 }
 
 // As `load`, of a vector that all rows share: kept in the caches, and cut where the row is, so not always aligned.
-template <typename T> __device__ inline Pack<T> load_shared(const T* vector, int first, int columns) {
+// EVEN: it is, and the loads of all packs can be on their way together.
+template <bool EVEN, typename T> __device__ inline Pack<T> load_shared(const T* vector, int first, int columns) {
   constexpr int PER_WORD = Pack<T>::PER_WORD;
+  uint4 raw = make_uint4(0, 0, 0, 0);
+  const bool whole = EVEN ? first < columns : first >= 0 && first + Pack<T>::N <= columns && aligned(vector + first);
+  if (whole) raw = __ldg(reinterpret_cast<const uint4*>(vector + first));
   Pack<T> pack;
-  if (first >= 0 && first + Pack<T>::N <= columns && aligned(vector + first)) {
-    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(vector + first));
-    pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
-  } else {
+  pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
+  if (!EVEN && !whole) {
     #pragma unroll
     for (int j = 0; j < Pack<T>::N; ++j) {
       const uint32_t value = first + j >= 0 && first + j < columns ? bits(vector[first + j]) : 0;
@@ -115,11 +116,11 @@ template <typename T> __device__ inline Pack<T> load_shared(const T* vector, int
   return pack;
 }
 
-template <typename T> __device__ inline void store(T* row, int first, int columns, const float (&v)[Pack<T>::N]) {
-  if (first >= 0 && first + Pack<T>::N <= columns && aligned(row + first)) {
+template <bool EVEN, typename T> __device__ inline void store(T* row, int first, int columns, const float (&v)[Pack<T>::N]) {
+  if (EVEN ? first < columns : first >= 0 && first + Pack<T>::N <= columns && aligned(row + first)) {
     const Pack<T> p = packed<T>(v);
     __stcs(reinterpret_cast<uint4*>(row + first), make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]));
-  } else {
+  } else if (!EVEN) {
     #pragma unroll
     for (int j = 0; j < Pack<T>::N; ++j)
       if (first + j >= 0 && first + j < columns) row[first + j] = narrow<T>(v[j]);
@@ -133,31 +134,36 @@ template <typename T> __device__ inline void repack(Pack<T>& pack) {
   for (int w = 0; w < 4; ++w) asm volatile("" : "+r"(pack.word[w]));
 }
 
-struct Sum { __device__ float operator()(float a, float b) const { return a + b; } };
+struct Sum {
+  __device__ float operator()(float a, float b) const { return a + b; }
+  __device__ float none() const { return 0; }
+};
 
-// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result.
+// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result. Each call
+// of a kernel has a scratch of its own, so that one barrier is enough, and every warp adds up the warps' results itself.
 template <typename Op> __device__ inline float across_row(float v, Op op, float* scratch) {
   #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   if (blockDim.x > 32) {
-    float* mine = scratch + threadIdx.y * (blockDim.x / 32);
-    __syncthreads();  // what the last reduction left there has been read
-    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = v;
+    const int warps = blockDim.x / 32, mine = threadIdx.x % 32;
+    float* row = scratch + threadIdx.y * warps;
+    if (mine == 0) row[threadIdx.x / 32] = v;
     __syncthreads();
-    v = mine[0];
-    for (int w = 1; w < blockDim.x / 32; ++w) v = op(v, mine[w]);
+    v = mine < warps ? row[mine] : op.none();
+    #pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   }
   return v;
 }
 
 // Sum of (element - mean)² over the columns of a pack that are in the row.
-template <typename T> __device__ inline float squares(const Pack<T>& pack, int first, int columns, float mean) {
+template <bool EVEN, typename T> __device__ inline float squares(const Pack<T>& pack, int first, int columns, float mean) {
   const bool whole = first >= 0 && first + Pack<T>::N <= columns;
   float sum = 0;
   #pragma unroll
   for (int j = 0; j < Pack<T>::N; ++j) {
     const float off = element(pack, j) - mean;
-    sum += whole || (first + j >= 0 && first + j < columns) ? off * off : 0.0f;
+    sum += whole || (!EVEN && first + j >= 0 && first + j < columns) ? off * off : 0.0f;
   }
   return sum;
 }
@@ -169,48 +175,48 @@ template <typename T> __device__ inline float total(const Pack<T>& pack) {
   return sum;
 }
 
-template <typename T>
+template <bool EVEN, typename T>
 __device__ inline void write(
     T* out, const T* weight, const T* bias, int first, int columns, const Pack<T>& pack, float mean, float scale) {
-  const Pack<T> w = load_shared(weight, first, columns), b = load_shared(bias, first, columns);
+  const Pack<T> w = load_shared<EVEN>(weight, first, columns), b = load_shared<EVEN>(bias, first, columns);
   float v[Pack<T>::N];
   #pragma unroll
   for (int j = 0; j < Pack<T>::N; ++j) v[j] = (element(pack, j) - mean) * scale * element(w, j) + element(b, j);
-  store(out, first, columns, v);
+  store<EVEN>(out, first, columns, v);
 }
 
 // A row in registers: blockDim = (threads a row, rows a block).
-template <typename T>
+template <typename T, bool EVEN>
 __global__ void __launch_bounds__(1024)
 layernorm_registers(const T* x, int64_t stride, const T* weight, const T* bias, T* y, int64_t rows, int columns, float eps) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const int length = row < rows ? columns : 0;  // a thread without a row stays for the barriers
   const T* in = x + (row < rows ? row : 0) * stride;
-  const int head = head_of(in);
+  const int head = EVEN ? 0 : head_of(in);
 
   Pack<T> kept[PACKS];
   float sum = 0;
   #pragma unroll
   for (int i = 0; i < PACKS; ++i)
-    kept[i] = load(in, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, 0.0f);
+    kept[i] = load<EVEN>(in, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, 0.0f);
   #pragma unroll
   for (int i = 0; i < PACKS; ++i) sum += total(kept[i]);
-  const float mean = across_row(sum, Sum(), scratch) / columns;
+  const float mean = across_row(sum, Sum(), scratch[0]) / columns;
 
   float off = 0;
   #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
     repack(kept[i]);
-    off += squares(kept[i], (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, mean);
+    off += squares<EVEN>(kept[i], (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, mean);
   }
-  const float scale = rsqrtf(across_row(off, Sum(), scratch) / columns + eps);
+  const float scale = rsqrtf(across_row(off, Sum(), scratch[1]) / columns + eps);
 
   #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
     repack(kept[i]);
     const int first = (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head;
-    write(y + row * columns, weight, bias, first, length, kept[i], mean, scale);
+    write<EVEN>(y + row * columns, weight, bias, first, length, kept[i], mean, scale);
   }
 }
 
@@ -218,21 +224,21 @@ layernorm_registers(const T* x, int64_t stride, const T* weight, const T* bias, 
 template <typename T>
 __global__ void __launch_bounds__(STREAM)
 layernorm_stream(const T* x, int64_t stride, const T* weight, const T* bias, T* y, int columns, float eps) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const T* in = x + blockIdx.x * stride;
   T* out = y + int64_t(blockIdx.x) * columns;
   const int head = head_of(in), step = STREAM * Pack<T>::N;
   float sum = 0;
   #pragma unroll 4
-  for (int c = int(threadIdx.x) * Pack<T>::N - head; c < columns; c += step) sum += total(load<true>(in, c, columns, 0.0f));
-  const float mean = across_row(sum, Sum(), scratch) / columns;
+  for (int c = int(threadIdx.x) * Pack<T>::N - head; c < columns; c += step) sum += total(load<false>(in, c, columns, 0.0f));
+  const float mean = across_row(sum, Sum(), scratch[0]) / columns;
   float off = 0;
   #pragma unroll 4
   for (int c = int(threadIdx.x) * Pack<T>::N - head; c < columns; c += step)
-    off += squares(load<true>(in, c, columns, 0.0f), c, columns, mean);
-  const float scale = rsqrtf(across_row(off, Sum(), scratch) / columns + eps);
+    off += squares<false>(load<false>(in, c, columns, 0.0f), c, columns, mean);
+  const float scale = rsqrtf(across_row(off, Sum(), scratch[1]) / columns + eps);
   for (int c = int(threadIdx.x) * Pack<T>::N - head; c < columns; c += step)
-    write(out, weight, bias, c, columns, load(in, c, columns, 0.0f), mean, scale);
+    write<false>(out, weight, bias, c, columns, load<false>(in, c, columns, 0.0f), mean, scale);
 }
 
 template <typename T> void layernorm(TensorView x, TensorView weight, TensorView bias, TensorView y, float eps) {
@@ -243,12 +249,13 @@ template <typename T> void layernorm(TensorView x, TensorView weight, TensorView
   const int64_t rows = x.size(0), stride = x.stride(0);
   const int columns = int(x.size(1)), packs = (columns + Pack<T>::N - 1) / Pack<T>::N;
   // One pack more where a row may start between two boundaries.
-  const bool even = aligned(in) && columns % Pack<T>::N == 0 && stride % Pack<T>::N == 0;
+  const bool even = aligned(in) && aligned(w) && aligned(b) && columns % Pack<T>::N == 0 && stride % Pack<T>::N == 0;
   const unsigned threads = unsigned((packs + !even + 32 * PACKS - 1) / (32 * PACKS) * 32);
   if (threads <= 1024) {
     const unsigned together = std::max(1u, BLOCK / threads);
     const dim3 grid(unsigned((rows + together - 1) / together)), block(threads, together);
-    layernorm_registers<T><<<grid, block, 0, stream>>>(in, stride, w, b, out, rows, columns, eps);
+    if (even) layernorm_registers<T, true><<<grid, block, 0, stream>>>(in, stride, w, b, out, rows, columns, eps);
+    else layernorm_registers<T, false><<<grid, block, 0, stream>>>(in, stride, w, b, out, rows, columns, eps);
   } else {
     layernorm_stream<T><<<unsigned(rows), STREAM, 0, stream>>>(in, stride, w, b, out, columns, eps);
   }

@@ -15,7 +15,7 @@ import tvm_ffi.cpp
 KERNEL_TYPE = "reduce"
 BACKEND = "cuda"
 
-THREADS = 256  # tune: 128, 256, 512 | threads a block
+THREADS = 512  # tune: 128, 256, 512 | threads a block
 AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread
 WAVES = 4  # tune: 1, 2, 4, 8, 16 | blocks a multiprocessor under which sums are split
 

@@ -3,8 +3,9 @@
 x [B, H, S, D], cos and sin [S, D/2] or [S, D] -> [B, H, S, D], D even; float32, float16 or bfloat16, products in float32. Pairs are
 (2i, 2i + 1), or (i, i + D/2) when not interleaved.
 Bytes: x is read and the output written once, 2·B·H·S·D · itemsize; the tables are small but every head wants them. Flops: 3·B·H·S·D.
-A thread turns as many pairs as fit one 16-byte access, two packs of x, at one position: it reads cos and sin once and keeps them in
-registers for HEADS heads, whose packs are all on their way before the first is turned.
+A thread turns the pairs of one 16-byte access where they lie interleaved, so that a warp moves whole lines; of two such accesses, half a
+row apart, where they do not. It reads their cos and sin once and keeps them in registers for HEADS heads, whose packs are all on their
+way before the first is turned.
 Other GPUs: revisit HEADS (table traffic against registers) and THREADS.
 """
 
@@ -41,7 +42,6 @@ template <> __device__ inline bf16 narrow(float v) { return __float2bfloat16_rn(
 // N neighbouring elements, moved in one access: 16 bytes, or one element where nothing is aligned.
 template <typename T, int N> struct alignas(N * sizeof(T)) Pack { T at[N]; };
 template <typename T, int N> __device__ inline Pack<T, N> load(const T* p) { return *reinterpret_cast<const Pack<T, N>*>(p); }
-template <typename T, int N> __device__ inline void store(T* p, const Pack<T, N>& v) { *reinterpret_cast<Pack<T, N>*>(p) = v; }
 // What is touched once need not stay in the caches.
 template <typename T, int N> __device__ inline Pack<T, N> load_once(const T* p) {
   if constexpr (sizeof(Pack<T, N>) < 16) return load<T, N>(p);
@@ -50,11 +50,21 @@ template <typename T, int N> __device__ inline Pack<T, N> load_once(const T* p) 
   memcpy(&v, &raw, sizeof(v));
   return v;
 }
+template <typename T, int N> __device__ inline void store_once(T* p, const Pack<T, N>& v) {
+  if constexpr (sizeof(Pack<T, N>) < 16) {
+    *reinterpret_cast<Pack<T, N>*>(p) = v;
+  } else {
+    uint4 raw;
+    memcpy(&raw, &v, sizeof(raw));
+    __stcs(reinterpret_cast<uint4*>(p), raw);
+  }
+}
 
 struct Strides { int64_t b, h, s; };  // in elements; the last dimension is contiguous
 
 // A thread: N pairs at one position, HEADS heads. gridDim = (positions · units of N pairs, groups of heads, batch).
-template <typename T, int N, bool INTERLEAVED>
+// TOGETHER: the features of its pairs are neighbours, and moved in one access.
+template <typename T, int N, bool INTERLEAVED, bool TOGETHER>
 __global__ void __launch_bounds__(THREADS) rotary(
     const T* x, Strides strides, const T* cos, const T* sin, int64_t cos_stride, int64_t sin_stride, T* out, int heads,
     int64_t positions, int width, bool per_feature) {
@@ -88,8 +98,14 @@ __global__ void __launch_bounds__(THREADS) rotary(
   #pragma unroll
   for (int h = 0; h < HEADS; ++h)
     if (first + h < heads) {
-      low[h] = load_once<T, N>(in + h * strides.h + lower);
-      high[h] = load_once<T, N>(in + h * strides.h + upper);
+      if constexpr (TOGETHER) {
+        const Pack<T, 2 * N> both = load_once<T, 2 * N>(in + h * strides.h + lower);
+        memcpy(&low[h], both.at, sizeof(low[h]));
+        memcpy(&high[h], both.at + N, sizeof(high[h]));
+      } else {
+        low[h] = load_once<T, N>(in + h * strides.h + lower);
+        high[h] = load_once<T, N>(in + h * strides.h + upper);
+      }
     }
   #pragma unroll
   for (int h = 0; h < HEADS; ++h)
@@ -104,13 +120,20 @@ __global__ void __launch_bounds__(THREADS) rotary(
         (ia < N ? l : u).at[ia % N] = ya;
         (ib < N ? l : u).at[ib % N] = yb;
       }
-      store<T, N>(to + h * positions * width + lower, l);
-      store<T, N>(to + h * positions * width + upper, u);
+      if constexpr (TOGETHER) {
+        Pack<T, 2 * N> both;
+        memcpy(both.at, &l, sizeof(l));
+        memcpy(both.at + N, &u, sizeof(u));
+        store_once<T, 2 * N>(to + h * positions * width + lower, both);
+      } else {
+        store_once<T, N>(to + h * positions * width + lower, l);
+        store_once<T, N>(to + h * positions * width + upper, u);
+      }
     }
 }
 
-template <typename T, int N>
-void turn(TensorView x, TensorView cos, TensorView sin, TensorView out, bool interleaved) {
+template <typename T, int N, bool INTERLEAVED, bool TOGETHER>
+void turn(TensorView x, TensorView cos, TensorView sin, TensorView out) {
   const auto stream = static_cast<cudaStream_t>(TVMFFIEnvGetStream(x.device().device_type, x.device().device_id));
   const T *in = static_cast<const T*>(x.data_ptr()), *c = static_cast<const T*>(cos.data_ptr());
   const T* s = static_cast<const T*>(sin.data_ptr());
@@ -120,12 +143,8 @@ void turn(TensorView x, TensorView cos, TensorView sin, TensorView out, bool int
   const int64_t positions = x.size(2), units = positions * (width / 2 / N);
   const bool per_feature = cos.size(1) == width;
   const dim3 grid(unsigned((units + THREADS - 1) / THREADS), (heads + HEADS - 1) / HEADS, unsigned(x.size(0)));
-  if (interleaved)
-    rotary<T, N, true><<<grid, THREADS, 0, stream>>>(
-        in, strides, c, s, cos.stride(0), sin.stride(0), to, heads, positions, width, per_feature);
-  else
-    rotary<T, N, false><<<grid, THREADS, 0, stream>>>(
-        in, strides, c, s, cos.stride(0), sin.stride(0), to, heads, positions, width, per_feature);
+  rotary<T, N, INTERLEAVED, TOGETHER><<<grid, THREADS, 0, stream>>>(
+      in, strides, c, s, cos.stride(0), sin.stride(0), to, heads, positions, width, per_feature);
 }
 
 // 16 bytes at a time where every pack of every tensor starts at a multiple of them.
@@ -134,8 +153,10 @@ template <typename T> void rotary_embedding(TensorView x, TensorView cos, Tensor
   bool even = x.size(3) / 2 % N == 0 && x.stride(0) % N == 0 && x.stride(1) % N == 0 && x.stride(2) % N == 0;
   even = even && cos.stride(0) % N == 0 && sin.stride(0) % N == 0;
   for (const TensorView& t : {x, cos, sin, out}) even = even && reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
-  if (even) turn<T, N>(x, cos, sin, out, interleaved);
-  else turn<T, 1>(x, cos, sin, out, interleaved);
+  if (even && interleaved) turn<T, N / 2, true, true>(x, cos, sin, out);
+  else if (even) turn<T, N, false, false>(x, cos, sin, out);
+  else if (interleaved) turn<T, 1, true, false>(x, cos, sin, out);
+  else turn<T, 1, false, false>(x, cos, sin, out);
 }
 
 void launch(TensorView x, TensorView cos, TensorView sin, TensorView out, bool interleaved) {

@@ -4,10 +4,11 @@ x [R, C] -> [R, C]; float32, float16 or bfloat16, exponentials and sums in float
 Bytes: x is read, y is written: 2·R·C · itemsize. Flops: 5·R·C, an exponential among them.
 A GPU moves about four bytes in the time of one such flop, so what counts is that every byte moves once, 16 at a time, and that many
 are on their way at once. Three paths:
-- a row fits the registers of a block (up to 65,536 half-precision columns): read once, reduce, write once;
+- a row fits the registers of a block (up to 32,768 half-precision columns): read once, reduce, write once;
 - a longer row, and rows enough to fill the GPU: a block a row, read twice. The second reading finds most of it in the L2;
 - a longer row, and few of them: several blocks a row; partial maxima and sums go through memory between two kernels.
-Other GPUs: revisit PACKS, LONG and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM.
+Rows in registers are read without a hint: to have x leave the caches first costs more where y is written at the same time.
+Other GPUs: revisit PACKS and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM and AHEAD.
 """
 
 import torch
@@ -17,7 +18,6 @@ KERNEL_TYPE = "softmax"
 BACKEND = "cuda"
 
 PACKS = 4  # tune: 1, 2, 4, 8 | 16-byte pieces of a row that one thread keeps in registers
-LONG = 8  # tune: 4, 6, 8 | the same for rows that PACKS does not hold; with 4 all those are streamed instead
 BLOCK = 128  # tune: 32, 64, 128, 256, 512 | threads that a block of short rows has at least: several rows share it
 STREAM = 512  # tune: 128, 256, 512, 1024 | threads a block of rows that do not fit registers
 AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread where rows are streamed
@@ -77,21 +77,22 @@ template <typename T> __device__ inline int head_of(const T* row) {
   return int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
 }
 
-// Pack at column `first` of a row; elements outside the row are `fill`. A pack that the row fills in part is read whole
-// all the same: 16 aligned bytes lie in one allocation, whose size is a multiple of that. REUSED: read again, so the
-// caches should keep it.
-template <bool REUSED = false, typename T>
+// Pack at column `first` of a row; elements outside the row are `fill`. EVEN: rows are whole packs, so that no pack is
+// cut. Elsewhere a pack that the row fills in part is read whole all the same: 16 aligned bytes lie in one allocation,
+// whose size is a multiple of that. LAST: not read again, so the caches may drop it first.
+template <bool EVEN, bool LAST = false, typename T>
 __device__ inline Pack<T> load(const T* row, int first, int columns, float fill) {
   constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
-  Pack<T> pack;
-  uint4 raw = make_uint4(0, 0, 0, 0);
-  if (first + N > 0 && max(first, 0) < columns) {
+  const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  const uint32_t empty = PER_WORD == 1 ? outside : outside | outside << 16;
+  uint4 raw = make_uint4(empty, empty, empty, empty);
+  if (EVEN ? first < columns : first + N > 0 && max(first, 0) < columns) {
     const uint4* p = reinterpret_cast<const uint4*>(row + first);
-    raw = REUSED ? *p : __ldcs(p);
+    raw = LAST ? __ldcs(p) : *p;
   }
+  Pack<T> pack;
   pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
-  if (first < 0 || first + N > columns) {
-    const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  if (!EVEN && (first < 0 || first + N > columns)) {
     #pragma unroll
     for (int j = 0; j < N; ++j) {
       uint32_t& word = pack.word[j / PER_WORD];
@@ -102,11 +103,11 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   return pack;
 }
 
-template <typename T> __device__ inline void store(T* row, int first, int columns, const float (&v)[Pack<T>::N]) {
-  if (first >= 0 && first + Pack<T>::N <= columns && aligned(row + first)) {
+template <bool EVEN, typename T> __device__ inline void store(T* row, int first, int columns, const float (&v)[Pack<T>::N]) {
+  if (EVEN ? first < columns : first >= 0 && first + Pack<T>::N <= columns && aligned(row + first)) {
     const Pack<T> p = packed<T>(v);
     __stcs(reinterpret_cast<uint4*>(row + first), make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]));
-  } else {
+  } else if (!EVEN) {
     #pragma unroll
     for (int j = 0; j < Pack<T>::N; ++j)
       if (first + j >= 0 && first + j < columns) row[first + j] = narrow<T>(v[j]);
@@ -120,75 +121,91 @@ template <typename T> __device__ inline void repack(Pack<T>& pack) {
   for (int w = 0; w < 4; ++w) asm volatile("" : "+r"(pack.word[w]));
 }
 
-struct Max { __device__ float operator()(float a, float b) const { return fmaxf(a, b); } };
-struct Sum { __device__ float operator()(float a, float b) const { return a + b; } };
+struct Max {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  __device__ float none() const { return -INFINITY; }
+};
+struct Sum {
+  __device__ float operator()(float a, float b) const { return a + b; }
+  __device__ float none() const { return 0; }
+};
 
-// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result.
+// v of all threads of a row (those of one threadIdx.y), combined in a fixed order; all of them get the result. Each call
+// of a kernel has a scratch of its own, so that one barrier is enough, and every warp adds up the warps' results itself.
 template <typename Op> __device__ inline float across_row(float v, Op op, float* scratch) {
   #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   if (blockDim.x > 32) {
-    float* mine = scratch + threadIdx.y * (blockDim.x / 32);
-    __syncthreads();  // what the last reduction left there has been read
-    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = v;
+    const int warps = blockDim.x / 32, mine = threadIdx.x % 32;
+    float* row = scratch + threadIdx.y * warps;
+    if (mine == 0) row[threadIdx.x / 32] = v;
     __syncthreads();
-    v = mine[0];
-    for (int w = 1; w < blockDim.x / 32; ++w) v = op(v, mine[w]);
+    v = mine < warps ? row[mine] : op.none();
+    #pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, lane));
   }
   return v;
 }
 
+__device__ inline float exp2_approx(float v) {  // within 2 units in the last place; results below 2^-126 are 0
+  float y;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+  return y;
+}
+// exp in two instructions. __expf takes three more to keep results below 2^-126: here they stand beside exp(0) = 1.
+__device__ inline float fast_exp(float v) { return exp2_approx(v * 1.4426950408889634f); }
+
 // A maximum of -inf would make exp(-inf - -inf) a NaN; with 0 in its place exp gives the 0 that is meant.
 __device__ inline float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
-template <typename T>
+template <bool EVEN, typename T>
 __device__ inline void write(T* out, int first, int columns, const Pack<T>& pack, float base, float scale) {
   float v[Pack<T>::N];
   #pragma unroll
-  for (int j = 0; j < Pack<T>::N; ++j) v[j] = __expf(element(pack, j) - base) * scale;
-  store(out, first, columns, v);
+  for (int j = 0; j < Pack<T>::N; ++j) v[j] = fast_exp(element(pack, j) - base) * scale;
+  store<EVEN>(out, first, columns, v);
 }
 
 // ---- a row in registers: blockDim = (threads a row, rows a block)
-template <typename T, int KEPT>
+template <typename T, bool EVEN>
 __global__ void __launch_bounds__(1024) softmax_registers(const T* x, int64_t stride, T* y, int64_t rows, int columns) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool live = row < rows;  // a thread without a row stays for the barriers
   const T* in = x + (live ? row : 0) * stride;
   const int length = live ? columns : 0;
-  const int head = head_of(in);
+  const int head = EVEN ? 0 : head_of(in);
 
-  Pack<T> kept[KEPT];
+  Pack<T> kept[PACKS];
   float max = -INFINITY;
   #pragma unroll
-  for (int i = 0; i < KEPT; ++i)
-    kept[i] = load(in, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, -INFINITY);
+  for (int i = 0; i < PACKS; ++i)
+    kept[i] = load<EVEN>(in, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, -INFINITY);
   #pragma unroll
-  for (int i = 0; i < KEPT; ++i)
+  for (int i = 0; i < PACKS; ++i)
     #pragma unroll
     for (int j = 0; j < Pack<T>::N; ++j) max = fmaxf(max, element(kept[i], j));  // a NaN shows in the sum
-  max = base_of(across_row(max, Max(), scratch));
+  max = base_of(across_row(max, Max(), scratch[0]));
 
   float sum = 0;
   #pragma unroll
-  for (int i = 0; i < KEPT; ++i) {
+  for (int i = 0; i < PACKS; ++i) {
     repack(kept[i]);
     #pragma unroll
-    for (int j = 0; j < Pack<T>::N; ++j) sum += __expf(element(kept[i], j) - max);
+    for (int j = 0; j < Pack<T>::N; ++j) sum += fast_exp(element(kept[i], j) - max);
   }
-  const float scale = __fdividef(1.0f, across_row(sum, Sum(), scratch));
+  const float scale = __fdividef(1.0f, across_row(sum, Sum(), scratch[1]));
 
   #pragma unroll
-  for (int i = 0; i < KEPT; ++i) {
+  for (int i = 0; i < PACKS; ++i) {
     repack(kept[i]);
-    write(y + row * columns, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, kept[i], max, scale);
+    write<EVEN>(y + row * columns, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, kept[i], max, scale);
   }
 }
 
 // ---- longer rows: maximum and sum of exponentials of pieces [from, to) in one reading, rescaled as the maximum grows
 template <typename T>
-__device__ inline float2 stream(const T* in, int from, int to, int columns, float* scratch) {
+__device__ inline float2 stream(const T* in, int from, int to, int columns, float (*scratch)[32]) {
   const int head = head_of(in);
   float max = -INFINITY, sum = 0;
   for (int i = from + threadIdx.x; i < to; i += AHEAD * int(blockDim.x)) {
@@ -196,7 +213,7 @@ __device__ inline float2 stream(const T* in, int from, int to, int columns, floa
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const int piece = i + k * int(blockDim.x);
-      packs[k] = load<true>(in, piece * Pack<T>::N - head, piece < to ? columns : 0, -INFINITY);
+      packs[k] = load<false>(in, piece * Pack<T>::N - head, piece < to ? columns : 0, -INFINITY);
     }
     float higher = max;
     #pragma unroll
@@ -204,15 +221,15 @@ __device__ inline float2 stream(const T* in, int from, int to, int columns, floa
       #pragma unroll
       for (int j = 0; j < Pack<T>::N; ++j) higher = fmaxf(higher, element(packs[k], j));
     const float base = base_of(higher);
-    sum *= __expf(max - base);
+    sum *= fast_exp(max - base);
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k)
       #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) sum += __expf(element(packs[k], j) - base);
+      for (int j = 0; j < Pack<T>::N; ++j) sum += fast_exp(element(packs[k], j) - base);
     max = higher;
   }
-  const float all = across_row(max, Max(), scratch);
-  return {all, across_row(sum * __expf(max - base_of(all)), Sum(), scratch)};
+  const float all = across_row(max, Max(), scratch[0]);
+  return {all, across_row(sum * fast_exp(max - base_of(all)), Sum(), scratch[1])};
 }
 
 template <typename T> __device__ inline int pieces(const T* in, int columns) {
@@ -227,19 +244,19 @@ __device__ inline void write_row(const T* in, T* out, int from, int to, int colu
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const int piece = i + k * int(blockDim.x);
-      packs[k] = load(in, piece * Pack<T>::N - head, piece < to ? columns : 0, 0.0f);
+      packs[k] = load<false, true>(in, piece * Pack<T>::N - head, piece < to ? columns : 0, 0.0f);
     }
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const int piece = i + k * int(blockDim.x);
-      write(out, piece * Pack<T>::N - head, piece < to ? columns : 0, packs[k], base, scale);
+      write<false>(out, piece * Pack<T>::N - head, piece < to ? columns : 0, packs[k], base, scale);
     }
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(STREAM) softmax_stream(const T* x, int64_t stride, T* y, int columns) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const T* in = x + blockIdx.x * stride;
   const int all = pieces(in, columns);
   const float2 stats = stream(in, 0, all, columns, scratch);
@@ -249,7 +266,7 @@ __global__ void __launch_bounds__(STREAM) softmax_stream(const T* x, int64_t str
 // ---- few long rows: gridDim = (parts of a row, rows)
 template <typename T>
 __global__ void __launch_bounds__(STREAM) softmax_parts(const T* x, int64_t stride, float2* parts, int columns) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[2][32];
   const T* in = x + blockIdx.y * stride;
   const int all = pieces(in, columns), each = (all + int(gridDim.x) - 1) / int(gridDim.x), from = int(blockIdx.x) * each;
   const float2 stats = stream(in, from, min(from + each, all), columns, scratch);
@@ -262,7 +279,7 @@ __global__ void __launch_bounds__(STREAM) softmax_write(const T* x, int64_t stri
   float max = -INFINITY, sum = 0;
   for (int p = 0; p < gridDim.x; ++p) max = fmaxf(max, mine[p].x);
   max = base_of(max);
-  for (int p = 0; p < gridDim.x; ++p) sum += mine[p].y * __expf(mine[p].x - max);
+  for (int p = 0; p < gridDim.x; ++p) sum += mine[p].y * fast_exp(mine[p].x - max);
   const T* in = x + blockIdx.y * stride;
   const int all = pieces(in, columns), each = (all + int(gridDim.x) - 1) / int(gridDim.x), from = int(blockIdx.x) * each;
   write_row(in, y + int64_t(blockIdx.y) * columns, from, min(from + each, all), columns, max, __fdividef(1.0f, sum));
@@ -273,7 +290,7 @@ int64_t parts(TensorView x) {
   const int64_t per = 128 / x.dtype().bits, all = (x.size(1) + per - 1) / per + 1;
   int processors = 1;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.device().device_id);
-  if (all <= LONG * 1024 || x.size(0) >= processors * WAVES) return 1;
+  if (all <= PACKS * 1024 || x.size(0) >= processors * WAVES) return 1;
   return std::clamp<int64_t>((processors * WAVES + x.size(0) - 1) / x.size(0), 1, (all + STREAM - 1) / STREAM);
 }
 
@@ -285,13 +302,12 @@ template <typename T> void softmax(TensorView x, TensorView partial, TensorView 
   const int columns = int(x.size(1));
   const bool even = aligned(in) && columns % Pack<T>::N == 0 && stride % Pack<T>::N == 0;
   const int all = (columns + Pack<T>::N - 1) / Pack<T>::N + !even;  // one more where a row starts between boundaries
-  auto threads = [&](int kept) { return unsigned((all + 32 * kept - 1) / (32 * kept) * 32); };
-  if (threads(PACKS) <= 1024) {
-    const unsigned a_row = threads(PACKS), together = std::max(1u, BLOCK / a_row);
-    const dim3 block(a_row, together);
-    softmax_registers<T, PACKS><<<unsigned((rows + together - 1) / together), block, 0, stream>>>(in, stride, out, rows, columns);
-  } else if (threads(LONG) <= 1024) {
-    softmax_registers<T, LONG><<<unsigned(rows), threads(LONG), 0, stream>>>(in, stride, out, rows, columns);
+  const unsigned a_row = unsigned((all + 32 * PACKS - 1) / (32 * PACKS) * 32);
+  if (a_row <= 1024) {
+    const unsigned together = std::max(1u, BLOCK / a_row);
+    const dim3 grid(unsigned((rows + together - 1) / together)), block(a_row, together);
+    if (even) softmax_registers<T, true><<<grid, block, 0, stream>>>(in, stride, out, rows, columns);
+    else softmax_registers<T, false><<<grid, block, 0, stream>>>(in, stride, out, rows, columns);
   } else if (partial.numel() == 0) {
     softmax_stream<T><<<unsigned(rows), STREAM, 0, stream>>>(in, stride, out, columns);
   } else {
@@ -314,7 +330,7 @@ void launch(TensorView x, TensorView partial, TensorView y) {
 }
 """
 
-DEFINES = {"PACKS": PACKS, "LONG": LONG, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "WAVES": WAVES}
+DEFINES = {"PACKS": PACKS, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "WAVES": WAVES}
 
 module = tvm_ffi.cpp.load_inline(
     "softmax",

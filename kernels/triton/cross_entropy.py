@@ -20,9 +20,10 @@ BACKEND = "triton"
 PER_THREAD = 16  # tune: 8, 16, 32 | elements of a short row's tile that one thread holds
 TILE = 2048  # tune: 1024, 2048, 4096 | least elements of a tile: short rows share a program
 LONG_ROW = 4096  # tune: 1024, 2048, 4096, 8192 | longest row that is kept in registers
-LONG_BLOCK = 4096  # tune: 1024, 2048, 4096, 8192 | elements of a long row that are in flight at once
-LONG_WARPS = 8  # tune: 4, 8, 16 | warps of a long row's program
-STAGES = 1  # tune: 1, 2, 3, 4 | blocks of a long row fetched ahead through shared memory
+LONG_BLOCK = 2048  # tune: 1024, 2048, 4096, 8192 | elements of a long row that are in flight at once
+LONG_WARPS = 4  # tune: 4, 8, 16 | warps of a long row's program
+AHEAD_ROW = 65536  # tune: 32768, 65536, 131072 | longest row, or part of one, whose blocks are not fetched ahead
+STAGES = 3  # tune: 1, 2, 3, 4 | blocks of a longer one that are fetched ahead through shared memory
 FILL = 512  # tune: 128, 256, 512, 1024 | programs wanted: with fewer rows than that, several share a long row
 
 
@@ -152,8 +153,8 @@ def kernel_fn(logits, targets):
         if rows:
             long_row_kernel[(rows, splits)](
                 logits, targets, tops, totals, losses, classes, span, logits.stride(0), targets.stride(0),
-                SPLITS=splits, BLOCK=LONG_BLOCK, VECTOR=16 // logits.element_size(), STAGES=STAGES,
-                num_warps=LONG_WARPS,
+                SPLITS=splits, BLOCK=LONG_BLOCK, VECTOR=16 // logits.element_size(),
+                STAGES=STAGES if span > AHEAD_ROW else 1, num_warps=LONG_WARPS,
             )  # fmt: skip
     block = max(32, min(8192 // max(splits, 1), triton.next_power_of_2(max(rows, 1))))
     warps = max(1, min(16, block * max(splits, 1) // 256))

@@ -7,6 +7,8 @@ A program keeps BQ queries and walks over blocks of BKV keys with the running ma
 ("Online normalizer calculation for softmax", 2018), as FlashAttention-2 does (Dao, 2023). Blocks that all queries see
 take no mask; those on the diagonal or beyond the last key do; those above the diagonal are never read. Exponentials
 are powers of two: log2(e) is folded into the scale, and the scale into one fused multiply-add with the maximum.
+Programs start by groups of heads whose keys and values take TOGETHER MB of the L2 cache, and within a group the longest
+rows of all its heads first: the last programs to start are the short ones, and no SM ends late.
 Another GPU should revisit all constants: tiles and stages follow its registers and shared memory.
 """
 
@@ -26,6 +28,7 @@ STAGES = 3  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
 WIDE_BKV = 32  # tune: 32, 64, 128 | keys of a block, wider heads
 WIDE_WARPS = 8  # tune: 4, 8 | warps of a program there
 WIDE_STAGES = 3  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
+TOGETHER = 32  # tune: 4, 16, 32 | MB of keys and values whose heads are walked together where causal
 FP32_BQ = 32  # tune: 16, 32, 64 | queries of a program in float32, which has no tensor cores
 FP32_BKV = 16  # tune: 16, 32, 64 | keys of a block in float32
 FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
@@ -72,18 +75,21 @@ def attend(
 
 @triton.jit
 def attention_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, heads, group, queries, keys, width, scale,
+    q_ptr, k_ptr, v_ptr, o_ptr, heads, group, queries, keys, width, scale, together,
     q_b, q_h, q_s, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, o_b, o_h, o_s, o_d,
     BQ: tl.constexpr, BKV: tl.constexpr, D: tl.constexpr, EVEN_D: tl.constexpr, CAUSAL: tl.constexpr,
     NEGATIVE: tl.constexpr,
 ):  # fmt: skip
-    # One head after the other: programs that run together read the same keys and values, which the L2 cache then holds.
-    # Within a head the longest blocks first: the last programs to start are the short ones, and no SM ends late.
+    # Programs are numbered along the heads of a group of ``together``, block by block, then on to the next group.
     blocks = tl.cdiv(queries, BQ)
-    block = tl.program_id(0) % blocks
-    if CAUSAL:
+    first = tl.program_id(0) // (blocks * together) * together
+    some = tl.minimum(together, tl.num_programs(0) // blocks - first)
+    within = tl.program_id(0) % (blocks * together)
+    block = within // some
+    if CAUSAL:  # the longest first
         block = blocks - 1 - block
-    batch, head = (tl.program_id(0) // blocks // heads).to(tl.int64), (tl.program_id(0) // blocks % heads).to(tl.int64)
+    head = (first + within % some).to(tl.int64)
+    batch, head = head // heads, head % heads
     q_ptr += batch * q_b + head * q_h
     k_ptr += batch * k_b + head // group * k_h
     v_ptr += batch * v_b + head // group * v_h
@@ -141,8 +147,11 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
     bq, bkv, warps, stages = tiling(queries, width, Q.dtype)
     depth = max(16, triton.next_power_of_2(width))
+    # Blocks of equal length need no order: one head after the other reads the fewest keys and values at a time.
+    group = heads // groups
+    together = max(1, (TOGETHER << 20) // (2 * max(1, keys) * width * Q.element_size())) * group if causal else 1
     attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
-        Q, K, V, out, heads, heads // groups, queries, keys, width, scale,
+        Q, K, V, out, heads, group, queries, keys, width, scale, min(together, batch * heads),
         *Q.stride(), *K.stride(), *V.stride(), *out.stride(),
         BQ=bq, BKV=bkv, D=depth, EVEN_D=depth == width, CAUSAL=causal, NEGATIVE=scale < 0,
         num_warps=warps, num_stages=stages,

@@ -6,7 +6,8 @@ Bytes: (2·M·D + 3·D·F) · itemsize, and 2·M·F more for the hidden layer. F
 Gate and up in one kernel: a tile of x is read once for both and kept in two accumulators, and silu(gate) · up happens
 in registers, so that neither of the two [M, F] products is ever written. The second kernel is the product with w_down.
 Large blocks are bound by the tensor cores; those of few rows by reading the weights: narrow tiles there, so that every
-SM reads, and deep steps, so that much is in flight.
+SM reads, and deep steps, so that much is in flight. One row needs no tensor cores: a program reads whole lines of a few
+weights, and adds up products in registers.
 Another GPU should revisit all constants: tiles and stages follow its shared memory, SKINNY_* its memory latency.
 """
 
@@ -31,6 +32,9 @@ GROUP = 8  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
 SKINNY_BN = 32  # tune: 16, 32, 64 | columns of a tile where rows are few
 SKINNY_BK = 128  # tune: 64, 128, 256 | depth of a step there
 SKINNY_STAGES = 4  # tune: 3, 4, 5 | steps that are in shared memory at once there
+ROW_BN = 4  # tune: 2, 4, 8 | of one row: lines of each of gate and up of a program, and half of those of down
+ROW_BK = 512  # tune: 256, 512, 1024 | depth of a step there
+ROW_STAGES = 4  # tune: 2, 3, 4 | steps that are in shared memory at once there
 FP32_BM = 64  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 32  # tune: 32, 64 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
@@ -110,6 +114,38 @@ def down_kernel(
     tl.store(y_at, sums.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
 
 
+@triton.jit
+def row_kernel(
+    x_ptr, w_ptr, up_ptr, y_ptr, n, k, x_k, w_n, up_n,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, EVEN_K: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """x · wᵀ for one row of x; GATED: silu of that times x · upᵀ. Each thread sums up what it reads: no tensor cores."""
+    column = tl.program_id(0) * BN + tl.arange(0, BN)
+    line = (column % n).to(tl.int64)
+    step = tl.arange(0, BK)
+    w_at = w_ptr + line[:, None] * w_n + step[None, :]
+    up_at = up_ptr + line[:, None] * up_n + step[None, :]
+    sums = tl.zeros([BN, BK], tl.float32)
+    ups = tl.zeros([BN, BK], tl.float32)
+    for start in tl.range(0, k, BK, num_stages=STAGES):
+        inside = (start + step < k)[None, :]
+        if EVEN_K:
+            x, w = tl.load(x_ptr + (start + step) * x_k), tl.load(w_at)
+        else:
+            x = tl.load(x_ptr + (start + step) * x_k, mask=start + step < k, other=0.0)
+            w = tl.load(w_at, mask=inside, other=0.0)
+        sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
+        if GATED:
+            up = tl.load(up_at) if EVEN_K else tl.load(up_at, mask=inside, other=0.0)
+            ups += up.to(tl.float32) * x.to(tl.float32)[None, :]
+        w_at += BK
+        up_at += BK
+    y = tl.sum(sums, axis=1)
+    if GATED:
+        y = y / (1.0 + tl.exp(-y)) * tl.sum(ups, axis=1)
+    tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < n)
+
+
 _sms = {}
 
 
@@ -139,6 +175,16 @@ def kernel_fn(x, w_gate, w_up, w_down):
     if y.numel() == 0:
         return y
     h = torch.empty((m, hidden), dtype=x.dtype, device=x.device)
+    if m == 1 and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
+        row_kernel[(triton.cdiv(hidden, ROW_BN),)](
+            x, w_gate, w_up, h, hidden, width, x.stride(1), w_gate.stride(0), w_up.stride(0),
+            BN=ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=width % ROW_BK == 0, GATED=True, num_warps=4,
+        )  # fmt: skip
+        row_kernel[(triton.cdiv(width, 2 * ROW_BN),)](
+            h, w_down, w_down, y, width, hidden, 1, w_down.stride(0), w_down.stride(0),
+            BN=2 * ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=hidden % ROW_BK == 0, GATED=False, num_warps=4,
+        )  # fmt: skip
+        return y
     large = (GATE_BM, GATE_BN, GATE_BK, GATE_WARPS, GATE_STAGES)
     bm, bn, bk, warps, stages = tiling(m, hidden, x.dtype, x.device, large)
     gate_up_kernel[(triton.cdiv(m, bm) * triton.cdiv(hidden, bn),)](

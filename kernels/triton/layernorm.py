@@ -5,7 +5,7 @@ Bytes: x is read, y is written, weight and bias stay in the caches: (2·R·C + 2
 Two operations a byte: memory decides. A row that fits in registers is read once, and its variance is taken about its
 mean: E[x²] - E[x]² keeps no digit where the mean is far larger than the spread. Short rows share a program. A longer
 row is read three times, twice from the caches.
-Another GPU should revisit PER_THREAD, TILE and PROGRAMS_PER_SM: they follow its registers and its memory latency.
+Another GPU should revisit PER_THREAD, TILE and LONG_ROW: they follow its registers and its memory latency.
 """
 
 import torch
@@ -19,8 +19,6 @@ PER_THREAD = (
     16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
 )
 TILE = 1024  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
-PROGRAMS_PER_SM = 0  # tune: 0, 1, 2, 4, 8, 16 | 0: a program for each tile; else so many on an SM, weights in registers
-STAGES = 1  # tune: 1, 2, 3 | tiles fetched ahead through shared memory, where a program has several
 LONG_ROW = 32768  # tune: 8192, 16384, 32768 | longest row that is kept in registers
 LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in flight at once
 
@@ -28,24 +26,24 @@ LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in
 @triton.jit
 def short_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, rows, columns, x_stride, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
+    # 64-bit row offsets: a matrix may have more than 2^31 elements.
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
-    real = column < columns
-    # Loaded before the loop: every tile of this program uses them.
+    # Where tiles fit the matrix (EVEN), masks are true for certain, and the compiler drops them.
+    real = (column < columns) | EVEN
+    inside = (row < rows) & real | EVEN
+    x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    mean = tl.sum(x, axis=1, keep_dims=True) / columns
+    # Lanes beyond the row hold 0, whose distance from the mean must not count.
+    centred = tl.where(real, x - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / columns + eps)
+    # Asked for late: they lie in the caches, and would hold registers while the sums are made.
     weight = tl.load(weight_ptr + column, mask=real, other=0.0, eviction_policy="evict_last").to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=real, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
-        # 64-bit row offsets: a matrix may have more than 2^31 elements.
-        row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
-        inside = (row < rows) & real
-        x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.sum(x, axis=1, keep_dims=True) / columns
-        # Lanes beyond the row hold 0, whose distance from the mean must not count.
-        centred = tl.where(real, x - mean, 0.0)
-        scale = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / columns + eps)
-        y = centred * scale * weight + bias
-        tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=inside)
+    y = centred * scale * weight + bias
+    tl.store(y_ptr + row * columns + column, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -75,18 +73,6 @@ def long_row_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, columns, x_stride, eps, 
         tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-_sms = {}
-
-
-def programs(tiles, device):
-    """How many programs share the tiles."""
-    if not PROGRAMS_PER_SM or device.type != "cuda":  # the interpreter's device
-        return tiles
-    if device not in _sms:
-        _sms[device] = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(tiles, _sms[device] * PROGRAMS_PER_SM)
-
-
 def kernel_fn(x, weight, bias, eps=1e-5):
     rows, columns = x.shape
     if x.stride(1) != 1:
@@ -103,8 +89,10 @@ def kernel_fn(x, weight, bias, eps=1e-5):
         return y
     block = triton.next_power_of_2(columns)
     tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
-    warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
-    short_rows_kernel[(programs(triton.cdiv(rows, tile_rows), x.device),)](
-        x, weight, bias, y, rows, columns, x.stride(0), eps, ROWS=tile_rows, BLOCK=block, STAGES=STAGES, num_warps=warps
-    )
+    # By the columns that are there: a block is up to twice as wide, and threads without work would hold its warps back.
+    warps = max(1, min(16, tile_rows * columns // (32 * PER_THREAD)))
+    short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+        x, weight, bias, y, rows, columns, x.stride(0), eps, ROWS=tile_rows, BLOCK=block,
+        EVEN=columns == block and rows % tile_rows == 0, num_warps=1 << warps.bit_length() - 1,
+    )  # fmt: skip
     return y

@@ -9,6 +9,8 @@ that every SM reads, and deep steps, so that much is in flight.
 Another GPU should revisit all constants: tiles and stages follow its shared memory, SKINNY_* its memory latency.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -23,8 +25,8 @@ WARPS = 8  # tune: 4, 8 | warps of a program
 STAGES = 3  # tune: 2, 3, 4, 5 | steps that are in shared memory at once
 GROUP = 8  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
 SKINNY_BN = 32  # tune: 16, 32, 64, 128 | columns of a tile where rows are few
-SKINNY_BK = 128  # tune: 64, 128, 256 | depth of a step there
-SKINNY_STAGES = 5  # tune: 3, 4, 5, 6 | steps that are in shared memory at once there
+SKINNY_BK = 256  # tune: 64, 128, 256 | depth of a step there
+SKINNY_STAGES = 4  # tune: 3, 4, 5, 6 | steps that are in shared memory at once there
 FP32_BM = 128  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 64  # tune: 32, 64, 128 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
@@ -81,15 +83,18 @@ def multiprocessors(device):
     return _sms[device]
 
 
+@functools.lru_cache
 def tiling(m, n, dtype, device):
-    """(BM, BN, BK, warps, stages) for this product."""
+    """(BM, BN, BK, warps, stages) for this product. Kept: small products wait for the host."""
     if dtype == torch.float32:
         return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2
     if m <= 64:
+        if m > 32:  # steps of so many rows fit the shared memory of smaller GPUs when they are half as deep
+            return 64, SKINNY_BN, SKINNY_BK // 2, 4, SKINNY_STAGES + 1
         return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
-    if triton.cdiv(m, BM) * triton.cdiv(n, BN) >= multiprocessors(device):
+    if triton.cdiv(m, BM) * triton.cdiv(n, BN) >= multiprocessors(device) * 3 // 4:
         return BM, BN, BK, WARPS, STAGES
-    # Large tiles would leave SMs idle.
+    # Large tiles would leave many SMs idle.
     if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= multiprocessors(device) * 3 // 4:
         return 128, 128, 64, 4, 4
     return 64, 64, 32, 4, 5

@@ -18,7 +18,7 @@ BACKEND = "triton"
 
 BLOCK = 4096  # tune: 1024, 2048, 4096, 8192 | elements of a row that are in flight at once
 TILE = 2048  # tune: 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
-WARPS = 8  # tune: 2, 4, 8, 16 | warps of a program
+WARPS = 16  # tune: 2, 4, 8, 16 | warps of a program
 COLUMNS = 128  # tune: 32, 64, 128, 256, 512 | columns of a program, where the kept dimension is contiguous
 ROWS = 32  # tune: 8, 16, 32, 64, 128 | rows that such a program has in flight at once
 FILL = 512  # tune: 128, 256, 512, 1024, 2048 | programs wanted before the summed dimension is cut
@@ -76,7 +76,9 @@ def cut(length, least, programs):
 
 def sum_along(x, y, rows, length, stride):
     """y[r] = sum over the contiguous dimension of x, rows ``stride`` elements apart."""
-    block = min(BLOCK, triton.next_power_of_2(length))
+    # A row of one full block is walked in two: nothing would be on its way while warps meet for its sum.
+    block = triton.next_power_of_2(length)
+    block = min(BLOCK, block, max(TILE, block // 2))
     tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
     grid = triton.cdiv(rows, tile_rows)
     parts, span = cut(length, block, grid)
@@ -96,7 +98,8 @@ def sum_across(x, y, columns, length, stride):
     grid = triton.cdiv(columns, wide)
     parts, span = cut(length, rows, grid)
     out = y if parts == 1 else torch.empty(columns * parts, dtype=torch.float32, device=y.device)
-    warps = max(1, min(WARPS, rows * wide // 256))
+    # Half as many warps as along rows: each has several rows on their way.
+    warps = max(1, min(WARPS // 2, rows * wide // 256))
     across_rows_kernel[(grid, parts)](
         x, out, columns, length, span, stride, ROWS=rows, COLUMNS=wide, STAGES=STAGES, num_warps=warps
     )

@@ -16,8 +16,8 @@ import triton.language as tl
 KERNEL_TYPE = "rotary_embedding"
 BACKEND = "triton"
 
-TILE = 2048  # tune: 512, 1024, 2048, 4096, 8192 | features of a tile: positions times features of a head
-HEADS = 4  # tune: 1, 2, 4, 8, 16, 32 | heads that a program turns, one after the other, with the same angles
+TILE = 1024  # tune: 512, 1024, 2048, 4096, 8192 | features of a tile: positions times features of a head
+HEADS = 1  # tune: 1, 2, 4, 8, 16, 32 | heads that a program turns, one after the other, with the same angles
 WARPS = 4  # tune: 1, 2, 4, 8 | warps of a program
 
 

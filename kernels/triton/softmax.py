@@ -20,9 +20,9 @@ PER_THREAD = (
     16  # tune: 8, 16, 32, 64 | elements of a tile that one thread holds: fewer threads, more loads in flight each
 )
 TILE = 2048  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
-LONG_ROW = 16384  # tune: 4096, 8192, 16384, 32768 | longest row that is kept in registers
-LONG_BLOCK = 4096  # tune: 1024, 2048, 4096, 8192 | elements of a long row that are in flight at once
-LONG_WARPS = 8  # tune: 4, 8, 16 | warps of a long row's program
+LONG_ROW = 32768  # tune: 4096, 8192, 16384, 32768 | longest row that is kept in registers
+LONG_BLOCK = 8192  # tune: 1024, 2048, 4096, 8192, 16384 | elements of a long row that are in flight at once
+LONG_WARPS = 16  # tune: 4, 8, 16 | warps of a long row's program
 STAGES = 1  # tune: 1, 2, 3 | blocks of a long row fetched ahead through shared memory
 
 

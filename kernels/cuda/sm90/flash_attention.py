@@ -8,9 +8,11 @@ values, into a ring of STAGES each, with a pair of mbarriers a stage: `full` com
 8 warps have read them. The i-th use of a stage waits for parity i % 2 of `full`, its refill for the other parity of `empty` (a fresh
 barrier answers parity 1 at once). A consumer begins the scores of block i + 1, begins P · V of block i, and takes the exponentials of
 i + 1 while the tensor cores are busy with the latter. P stays in registers: the accumulators' layout is that of wgmma's A operand.
+The consumers take turns: while one issues its products, the other takes exponentials. Blocks start by groups of heads whose keys and
+values take TOGETHER MB of the L2, and in a group the longest rows of all heads first: no multiprocessor ends late.
 In shared memory everything is rows of 128 bytes (64 features) whose 16-byte pieces are XORed with the row modulo 8, as TMA writes and
 wgmma reads them. Blocks of keys above the diagonal are skipped. float32, heads wider than 128, and a scale that is not positive: FFMA.
-Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../flash_attention.py runs elsewhere. STAGES and KEYS are bounded by 227 KB of shared memory.
+Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../flash_attention.py runs elsewhere. STAGES and KEYS are bounded by 227 KB of shared memory, TOGETHER by the L2.
 """
 
 import torch
@@ -21,6 +23,7 @@ BACKEND = "cuda"
 
 KEYS = 128  # tune: 64, 96, 128 | keys of a block
 STAGES = 2  # tune: 1, 2 | blocks of keys, and of values, in shared memory
+TOGETHER = 16  # tune: 8, 16, 24, 32 | MB of keys and values whose heads are walked together where causal
 
 SOURCE = """
 #include <cuda.h>
@@ -36,12 +39,10 @@ SOURCE = """
 using tvm::ffi::TensorView;
 using f16 = __half;
 using bf16 = __nv_bfloat16;
-
 template <typename T> __device__ inline T narrow(float v);  // round to nearest even
 template <> __device__ inline float narrow(float v) { return v; }
 template <> __device__ inline f16 narrow(float v) { return __float2half_rn(v); }
 template <> __device__ inline bf16 narrow(float v) { return __float2bfloat16_rn(v); }
-
 __device__ inline float widen(float v) { return v; }
 __device__ inline float widen(f16 v) { return __half2float(v); }
 __device__ inline float widen(bf16 v) { return __bfloat162float(v); }
@@ -101,7 +102,6 @@ __device__ inline float exp2_approx(float v) {  // within 2 units in the last pl
 
 struct Tensor { const void* data; int64_t b, h, s, d; };  // strides in elements
 struct Shape { int heads, groups, queries, keys, depth; bool causal; float scale; };
-
 template <typename T> __device__ inline const T* head_of(const Tensor& t, int64_t b, int64_t h) {
   return static_cast<const T*>(t.data) + b * t.b + h * t.h;
 }
@@ -115,18 +115,28 @@ template <typename T> __device__ inline uint32_t pair(float low, float high) {
 
 constexpr int ROWS = 128;  // queries a block: 64 a consumer warpgroup
 
-// gridDim = (blocks of queries, H, B). A lane holds, of its warp's 16 queries, lane / 4 and lane / 4 + 8.
+// A consumer waits for its turn at barrier 1 + group, where the other one arrives when it gives it.
+__device__ inline void take_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+__device__ inline void give_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory");
+}
+
+// gridDim = blocks of queries * H * B, `together` heads at a time. A lane holds, of its warp's 16 queries, lane / 4 and lane / 4 + 8.
 template <typename T, int DEPTH>
 __global__ void __launch_bounds__(384, 1)
 attention_wgmma(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
-                T* out, Shape p) {
+                T* out, Shape p, int together) {
   constexpr int BLOCKS = DEPTH / 64, Q_SIZE = ROWS * DEPTH, K_SIZE = KEYS * DEPTH;  // elements; BLOCKS of 64 features
   extern __shared__ char memory[];
   __shared__ uint64_t full_q, full_k[STAGES], full_v[STAGES], empty_k[STAGES], empty_v[STAGES];
   T* qs = reinterpret_cast<T*>(memory + (1024 - shared_address(memory) % 1024) % 1024);  // the swizzle counts from here
   T *ks = qs + Q_SIZE, *vs = ks + STAGES * K_SIZE;
-  const int group = threadIdx.x / 128, head = blockIdx.y, shared_head = head / (p.heads / p.groups), batch = blockIdx.z;
-  const int q0 = int(gridDim.x - 1 - blockIdx.x) * ROWS;  // the longest rows first, where causal
+  const int steps = (p.queries + ROWS - 1) / ROWS, first = blockIdx.x / (steps * together) * together;  // of a group of heads
+  const int some = min(together, int(gridDim.x) / steps - first), within = blockIdx.x % (steps * together), which = first + within % some;
+  const int group = threadIdx.x / 128, head = which % p.heads, shared_head = head / (p.heads / p.groups), batch = which / p.heads;
+  const int q0 = (steps - 1 - within / some) * ROWS;  // the longest rows first, where causal
   const int end = p.causal ? min(p.keys, q0 + ROWS) : p.keys, blocks = (end + KEYS - 1) / KEYS;  // one at least
 
   if (threadIdx.x == 0) {
@@ -145,16 +155,14 @@ attention_wgmma(const __grid_constant__ CUtensorMap q, const __grid_constant__ C
     if (threadIdx.x % 128 == 0) {
       barrier_expect(&full_q, Q_SIZE * int(sizeof(T)));
       for (int b = 0; b < BLOCKS; ++b) copy_tile(qs + b * ROWS * 64, &q, b * 64, q0, head, batch, &full_q);
-      for (int i = 0; i < blocks; ++i) {
-        const int s = i % STAGES, refill = (i / STAGES & 1) ^ 1;
-        barrier_wait(&empty_k[s], refill);
-        barrier_expect(&full_k[s], K_SIZE * int(sizeof(T)));
-        for (int b = 0; b < BLOCKS; ++b)
-          copy_tile(ks + s * K_SIZE + b * KEYS * 64, &k, b * 64, i * KEYS, shared_head, batch, &full_k[s]);
-        barrier_wait(&empty_v[s], refill);
-        barrier_expect(&full_v[s], K_SIZE * int(sizeof(T)));
-        for (int b = 0; b < BLOCKS; ++b)
-          copy_tile(vs + s * K_SIZE + b * KEYS * 64, &v, b * 64, i * KEYS, shared_head, batch, &full_v[s]);
+      auto fill = [&](T* to, const CUtensorMap* map, int i, uint64_t* full, uint64_t* empty) {
+        barrier_wait(empty, (i / STAGES & 1) ^ 1);
+        barrier_expect(full, K_SIZE * int(sizeof(T)));
+        for (int b = 0; b < BLOCKS; ++b) copy_tile(to + b * KEYS * 64, map, b * 64, i * KEYS, shared_head, batch, full);
+      };
+      for (int i = 0, s = 0; i < blocks; ++i, s = i % STAGES) {
+        fill(ks + s * K_SIZE, &k, i, &full_k[s], &empty_k[s]);
+        fill(vs + s * K_SIZE, &v, i, &full_v[s], &empty_v[s]);
       }
     }
   } else {
@@ -215,6 +223,7 @@ attention_wgmma(const __grid_constant__ CUtensorMap q, const __grid_constant__ C
         for (int w = 0; w < 4; ++w) weights[n][w] = pair<T>(s[n * 8 + w * 2], s[n * 8 + w * 2 + 1]);
     };
 
+    if (group == 1) give_turn(group);
     barrier_wait(&full_q, 0);
     scores(0);
     wgmma_wait<0>();
@@ -223,8 +232,10 @@ attention_wgmma(const __grid_constant__ CUtensorMap q, const __grid_constant__ C
     soften(0);
     pack();
     for (int i = 1; i < blocks; ++i) {  // while the tensor cores weigh block i - 1, the scores of block i are softened
+      take_turn(group);
       scores(i);
       weigh(i - 1);
+      give_turn(group);
       wgmma_wait<1>();
       pin(s);
       if (lane == 0) barrier_arrive(&empty_k[i % STAGES]);
@@ -252,12 +263,10 @@ attention_wgmma(const __grid_constant__ CUtensorMap q, const __grid_constant__ C
       for (int d = 0; d < DEPTH / 8; ++d) {
         const int column = d * 8 + lane % 4 * 2;
         const float v0 = o[d * 4 + 2 * h] * share, v1 = o[d * 4 + 2 * h + 1] * share;
-        if (p.depth % 2 == 0) {
-          if (column < p.depth) *reinterpret_cast<uint32_t*>(to + column) = pair<T>(v0, v1);
-        } else {
-          if (column < p.depth) to[column] = narrow<T>(v0);
-          if (column + 1 < p.depth) to[column + 1] = narrow<T>(v1);
-        }
+        if (column >= p.depth) continue;
+        if (p.depth % 2 == 0) *reinterpret_cast<uint32_t*>(to + column) = pair<T>(v0, v1);
+        else to[column] = narrow<T>(v0);
+        if (p.depth % 2 && column + 1 < p.depth) to[column + 1] = narrow<T>(v1);
       }
     }
   }
@@ -374,8 +383,10 @@ template <typename T, int DEPTH> void tensor_cores(Tensor q, Tensor k, Tensor v,
       tensor_map<T>(v, batch, p.groups, p.keys, p.depth, KEYS)};
   const auto kernel = attention_wgmma<T, DEPTH>;
   TVM_FFI_CHECK_CUDA_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-  const dim3 grid((p.queries + ROWS - 1) / ROWS, p.heads, batch);
-  kernel<<<grid, 384, BYTES, stream>>>(maps[0], maps[1], maps[2], out, p);
+  const unsigned heads = batch * p.heads, steps = (p.queries + ROWS - 1) / ROWS;  // one head at a time where steps are equally long
+  const int64_t fit = (int64_t(TOGETHER) << 20) / (2 * int64_t(p.keys) * DEPTH * int64_t(sizeof(T))) * (p.heads / p.groups);
+  const int together = p.causal ? int(std::clamp<int64_t>(fit, 1, heads)) : 1;
+  kernel<<<steps * heads, 384, BYTES, stream>>>(maps[0], maps[1], maps[2], out, p, together);
 }
 
 template <typename T, int DEPTH> void plain(Tensor q, Tensor k, Tensor v, T* out, Shape p, int batch, cudaStream_t stream) {
@@ -466,7 +477,7 @@ module = tvm_ffi.cpp.load_inline(
     "flash_attention",
     cuda_sources=SOURCE.replace("WGMMA_OF_EACH_SIZE", wgmma_scores(KEYS) + wgmma_values(64) + wgmma_values(128)),
     functions=["launch"],
-    extra_cuda_cflags=[f"-DKEYS={KEYS}", f"-DSTAGES={STAGES}"],
+    extra_cuda_cflags=[f"-DKEYS={KEYS}", f"-DSTAGES={STAGES}", f"-DTOGETHER={TOGETHER}"],
 )
 
 

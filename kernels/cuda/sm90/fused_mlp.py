@@ -9,6 +9,7 @@ The kernel is that of matmul.py beside this: one block a multiprocessor takes ta
 a ring of STAGES slices; consumer warpgroups multiply them, 64 rows each. `full` completes when a stage's bytes have arrived, `empty` when
 all consumer warps have read them; the n-th use of a stage waits for parity n % 2 of `full`, its refill for the other of `empty` (a fresh
 barrier answers parity 1 at once). Slices are rows of 128 bytes whose 16-byte pieces are XORed with the row modulo 8.
+Each launch but the first may begin before the one ahead of it has ended (programmatic dependent launch): what the other writes, it waits for.
 float32 stays float32 (FFMA), never TF32.
 Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../fused_mlp.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
 """
@@ -21,10 +22,12 @@ BACKEND = "cuda"
 
 BN = 256  # tune: 128, 256 | columns of y, or twice the hidden units, that a block computes, by 128 rows
 STAGES = 4  # tune: 3, 4 | slices in shared memory
-SMALL_BN = 128  # tune: 64, 128 | the same where tiles are few, by 64 rows
+SMALL_BN = 128  # tune: 64, 128 | columns of y where tiles are few, by 64 rows
 SMALL_STAGES = 8  # tune: 4, 6, 8 | slices in shared memory then
-GROUP = 8  # tune: 1, 4, 8, 16 | rows of tiles that are computed together, for the L2
-WAVES = 2  # tune: 1, 2, 4 | tasks a multiprocessor under which the second product's sum is split
+SMALL_GATED = 176  # tune: 128, 176 | twice the hidden units then: 11008 units in 126 tiles, one for each multiprocessor
+SMALL_GATED_STAGES = 7  # tune: 4, 6, 7 | slices in shared memory then
+GROUP = 16  # tune: 4, 8, 16, 32 | rows of tiles that are computed together, for the L2
+WAVES = 1  # tune: 1, 2, 4 | tasks a multiprocessor under which the second product's sum is split
 
 SOURCE = """
 #include <cuda.h>
@@ -68,6 +71,17 @@ __device__ inline void barrier_wait(uint64_t* barrier, int parity) {  // for the
 __device__ inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row) : "memory");
+}
+__device__ inline void prefetch_tile(const CUtensorMap* map, int column, int row) {  // into the L2
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row) : "memory");
+}
+
+// ---- early starts: the next launch may begin while this one runs; it waits before it touches what this one writes
+__device__ inline void let_next_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ inline void wait_for_earlier() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // ---- wgmma: d[64, N] = (keep ? d : 0) + a[64, 16] · b[16, N], issued by 4 warps together, ends in its own time
@@ -125,10 +139,16 @@ mlp_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtenso
     asm volatile("fence.proxy.async;" ::: "memory");
   }
   __syncthreads();
+  let_next_begin();
 
   if (group == CONSUMERS) {  // the producer: one thread
     if constexpr (CONSUMERS == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x % 128 == 0) {
+      if (!GATED && blockIdx.x < tasks) {  // the weights do not wait for the hidden layer: the first slices, into the L2
+        const int column = tile_of(blockIdx.x / p.parts, rows, columns).y * WIDE, from = blockIdx.x % p.parts * p.slices;
+        for (int slice = from; slice < min(all, from + DEPTH); ++slice) prefetch_tile(&b1, slice * BK, column);
+      }
+      if (!GATED) wait_for_earlier();
       int use = 0;  // slices so far, over all tasks
       for (int task = blockIdx.x; task < tasks; task += gridDim.x) {
         const int2 tile = tile_of(task / p.parts, rows, columns);
@@ -273,6 +293,7 @@ __global__ void __launch_bounds__(256) mlp_float(Matrix a, Matrix b1, Matrix b2,
 
 template <typename T>
 __global__ void __launch_bounds__(256) add_parts(const float* parts, int count, int64_t size, T* c) {
+  wait_for_earlier();
   for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < size; i += int64_t(gridDim.x) * 256) {
     float sum = 0;
     for (int s = 0; s < count; ++s) sum += parts[s * size + i];
@@ -288,6 +309,16 @@ int processors_of(const TensorView& x) {
 }
 
 int64_t tiles(int64_t m, int64_t n, int rows, int columns) { return (m + rows - 1) / rows * ((n + columns - 1) / columns); }
+
+// Launches a kernel that calls wait_for_earlier: it may begin before what is ahead of it in the stream has ended.
+template <typename... P, typename... A>
+void launch_early(void (*kernel)(P...), unsigned blocks, unsigned threads, int bytes, cudaStream_t stream, A... arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t how = {dim3(blocks), dim3(threads), size_t(bytes), stream, &early, 1};
+  TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&how, kernel, arguments...));
+}
 
 // Large tiles where they occupy most multiprocessors; elsewhere small ones, whose sums over K are split further.
 bool is_large(int64_t m, int64_t n, bool gated, int processors) {
@@ -333,7 +364,8 @@ void run(const Matrix& a, const Matrix& b1, const Matrix& b2, T* c, float* sums,
   const auto kernel = mlp_wgmma<T, GATED, CONSUMERS, COLUMNS, DEPTH>;
   TVM_FFI_CHECK_CUDA_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
   const unsigned blocks = unsigned(std::min<int64_t>(processors, tiles(p.m, p.n, ROWS, WIDE) * p.parts));
-  kernel<<<blocks, 128 + 128 * CONSUMERS, BYTES, stream>>>(map_a, map_1, map_2, c, sums, p);
+  if (GATED) kernel<<<blocks, 128 + 128 * CONSUMERS, BYTES, stream>>>(map_a, map_1, map_2, c, sums, p);
+  else launch_early(kernel, blocks, 128 + 128 * CONSUMERS, BYTES, stream, map_a, map_1, map_2, c, sums, p);
 }
 
 template <typename T, bool GATED>
@@ -346,7 +378,7 @@ void product(const Matrix& a, const Matrix& b1, const Matrix& b2, T* c, float* s
   } else {
     const Problem p = {m, n, k, line, slices, count};
     if (is_large(m, n, GATED, processors)) run<T, GATED, 2, BN, STAGES>(a, b1, b2, c, sums, p, processors, stream);
-    else run<T, GATED, 1, SMALL_BN, SMALL_STAGES>(a, b1, b2, c, sums, p, processors, stream);
+    else run<T, GATED, 1, GATED ? SMALL_GATED : SMALL_BN, GATED ? SMALL_GATED_STAGES : SMALL_STAGES>(a, b1, b2, c, sums, p, processors, stream);
   }
 }
 
@@ -364,7 +396,7 @@ void mlp(TensorView x, TensorView gate, TensorView up, TensorView down, TensorVi
   const Matrix w = matrix(down);
   product<T, false>(matrix(hidden), w, w, out, parts, count, m, width, units, width, processors, stream);
   const int64_t size = int64_t(m) * width;
-  if (parts) add_parts<T><<<unsigned(std::min<int64_t>(4096, (size + 255) / 256)), 256, 0, stream>>>(parts, count, size, out);
+  if (parts) launch_early(add_parts<T>, unsigned(std::min<int64_t>(4096, (size + 255) / 256)), 256, 0, stream, parts, count, size, out);
 }
 
 void launch(TensorView x, TensorView gate, TensorView up, TensorView down, TensorView hidden, TensorView partial, TensorView y) {
@@ -408,13 +440,15 @@ DEFINES = {
     "STAGES": STAGES,
     "SMALL_BN": SMALL_BN,
     "SMALL_STAGES": SMALL_STAGES,
+    "SMALL_GATED": SMALL_GATED,
+    "SMALL_GATED_STAGES": SMALL_GATED_STAGES,
     "GROUP": GROUP,
     "WAVES": WAVES,
 }
 
 module = tvm_ffi.cpp.load_inline(
     "fused_mlp",
-    cuda_sources=SOURCE.replace("WGMMA_OF_EACH_SIZE", "".join(wgmma(n) for n in sorted({BN, SMALL_BN}))),
+    cuda_sources=SOURCE.replace("WGMMA_OF_EACH_SIZE", "".join(wgmma(n) for n in sorted({BN, SMALL_BN, SMALL_GATED}))),
     functions=["launch", "parts"],
     extra_cuda_cflags=[f"-D{name}={value}" for name, value in DEFINES.items()],
 )

@@ -10,6 +10,7 @@ arrives while this one is stored. For every stage there are two mbarriers. `full
 for phase n - 1 of `empty`, and the first needs none: waiting for parity 1 of a fresh barrier returns at once.
 In shared memory a slice is rows of 128 bytes whose 16-byte pieces are XORed with the row modulo 8 (TMA's 128-byte swizzle, which wgmma
 undoes): groups of 8 rows are 1024 bytes. TMA fills zeros beyond the edges. float32 stays float32 (FFMA), never TF32.
+Where the sum over K is split, the launch that adds the parts up begins early and waits (programmatic dependent launch).
 Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../matmul.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
 """
 
@@ -24,7 +25,7 @@ STAGES = 4  # tune: 3, 4 | slices in shared memory
 SMALL_BN = 128  # tune: 64, 128 | columns of C a block computes where tiles are few, by 64 rows
 SMALL_STAGES = 8  # tune: 4, 6, 8 | slices in shared memory then
 GROUP = 8  # tune: 1, 4, 8, 16 | rows of tiles that are computed together, for the L2
-WAVES = 2  # tune: 1, 2, 4 | tasks a multiprocessor under which the sum over K is split
+WAVES = 1  # tune: 1, 2, 4 | tasks a multiprocessor under which the sum over K is split
 
 SOURCE = """
 #include <cuda.h>
@@ -68,6 +69,14 @@ __device__ inline void barrier_wait(uint64_t* barrier, int parity) {  // for the
 __device__ inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row) : "memory");
+}
+
+// ---- early starts: the next launch may begin while this one runs; it waits before it touches what this one writes
+__device__ inline void let_next_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ inline void wait_for_earlier() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // ---- wgmma: d[64, N] = (keep ? d : 0) + a[64, 16] · b[16, N], issued by 4 warps together, ends in its own time
@@ -121,6 +130,7 @@ matmul_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUte
     asm volatile("fence.proxy.async;" ::: "memory");
   }
   __syncthreads();
+  let_next_begin();
 
   if (group == CONSUMERS) {  // the producer: one thread
     if constexpr (CONSUMERS == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -267,6 +277,7 @@ __global__ void __launch_bounds__(256) matmul_float(Matrix a, Matrix b, float* c
 
 template <typename T>
 __global__ void __launch_bounds__(256) add_parts(const float* parts, int count, int64_t size, T* c) {
+  wait_for_earlier();
   for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < size; i += int64_t(gridDim.x) * 256) {
     float sum = 0;
     for (int s = 0; s < count; ++s) sum += parts[s * size + i];
@@ -282,6 +293,16 @@ int processors_of(const TensorView& x) {
 }
 
 int64_t tiles(int64_t m, int64_t n, int rows, int columns) { return (m + rows - 1) / rows * ((n + columns - 1) / columns); }
+
+// Launches a kernel that calls wait_for_earlier: it may begin before what is ahead of it in the stream has ended.
+template <typename... P, typename... A>
+void launch_early(void (*kernel)(P...), unsigned blocks, unsigned threads, int bytes, cudaStream_t stream, A... arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t how = {dim3(blocks), dim3(threads), size_t(bytes), stream, &early, 1};
+  TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&how, kernel, arguments...));
+}
 
 // Large tiles where they occupy most multiprocessors; elsewhere small ones, whose sums over K are split further.
 bool is_large(int64_t m, int64_t n, int processors) { return m > 64 && tiles(m, n, 128, BN) * 4 >= processors * 3; }
@@ -356,7 +377,7 @@ template <typename T> void matmul(TensorView A, TensorView B, TensorView partial
     }
   }
   const int64_t size = int64_t(m) * n;
-  if (sums) add_parts<T><<<unsigned(std::min<int64_t>(4096, (size + 255) / 256)), 256, 0, stream>>>(sums, count, size, c);
+  if (sums) launch_early(add_parts<T>, unsigned(std::min<int64_t>(4096, (size + 255) / 256)), 256, 0, stream, sums, count, size, c);
 }
 
 void launch(TensorView A, TensorView B, TensorView partial, TensorView C) {

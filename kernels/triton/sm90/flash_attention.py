@@ -10,9 +10,12 @@ are powers of two: log2(e) is folded into the scale, and the scale into one fuse
 Blocks of keys and values are moved by the Tensor Memory Accelerator straight to where wgmma reads them. It sees each
 operand as a matrix whose rows are tokens: [B·H·S, D], or [B·S, H·D] where heads lie side by side, or a part of either.
 Operands that are neither, and heads whose size is no power of two, are copied to such rows first.
-Another GPU should revisit all constants: tiles and stages follow its registers and shared memory.
+Programs start in this order: groups of heads whose keys and values fit in the L2 cache together; within a group the
+longest blocks of queries of all its heads first, so that the last programs are short and no SM ends late.
+Another GPU should revisit all constants: tiles, stages and registers follow its SMs, TOGETHER its L2 cache.
 """
 
+import functools
 import math
 
 import torch
@@ -23,13 +26,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 KERNEL_TYPE = "flash_attention"
 BACKEND = "triton"
 
-BQ = 128  # tune: 64, 128 | queries of a program
-BKV = 128  # tune: 64, 128, 256 | keys of a block, heads of up to 64
-WARPS = 8  # tune: 4, 8 | warps of a program there
+BQ = 64  # tune: 64, 128 | queries of a program, heads of up to 64
+BKV = 64  # tune: 64, 128 | keys of a block there
+WARPS = 4  # tune: 4, 8 | warps of a program there
 STAGES = 2  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
-WIDE_BKV = 128  # tune: 32, 64, 128 | keys of a block, wider heads
+WIDE_BQ = 128  # tune: 64, 128 | queries of a program, wider heads
+WIDE_BKV = 64  # tune: 32, 64, 128 | keys of a block there
 WIDE_WARPS = 8  # tune: 4, 8 | warps of a program there
-WIDE_STAGES = 2  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
+WIDE_STAGES = 2  # tune: 2, 3 | blocks of keys in shared memory at once there
+WIDE_REGISTERS = 128  # tune: 128, 168, 255 | a thread's at most there: with 128 two programs share an SM
+TOGETHER = 32  # tune: 8, 16, 32 | MB of keys and values whose heads are walked together where causal
 FP32_BQ = 32  # tune: 16, 32, 64 | queries of a program in float32, which has no tensor cores
 FP32_BKV = 16  # tune: 16, 32, 64 | keys of a block in float32
 FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
@@ -80,18 +86,20 @@ def attend(
 
 @triton.jit
 def attention_kernel(
-    q_matrix, k_matrix, v_matrix, o_ptr, heads, group, queries, keys, width, scale,
+    q_matrix, k_matrix, v_matrix, o_ptr, heads, group, queries, keys, width, scale, together,
     q_b, q_h, q_c, q_s, k_b, k_h, k_c, k_s, v_b, v_h, v_c, v_s, o_b, o_h, o_s, o_d,
     BQ: tl.constexpr, BKV: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, NEGATIVE: tl.constexpr,
     EVEN_KEYS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    # One head after the other: programs that run together read the same keys and values, which the L2 cache then holds.
-    # Within a head the longest blocks first: the last programs to start are the short ones, and no SM ends late.
+    # Groups of ``together`` heads; within a group one block of each head, then the next of each.
     blocks = tl.cdiv(queries, BQ)
-    block = tl.program_id(0) % blocks
-    if CAUSAL:
+    first = tl.program_id(0) // (blocks * together) * together
+    some = tl.minimum(together, tl.num_programs(0) // blocks - first)
+    within = tl.program_id(0) % (blocks * together)
+    block = within // some
+    if CAUSAL:  # the longest first
         block = blocks - 1 - block
-    batch, head = tl.program_id(0) // blocks // heads, tl.program_id(0) // blocks % heads
+    batch, head = (first + within % some) // heads, (first + within % some) % heads
     k_head = head // group
     query = block * BQ + tl.arange(0, BQ)
     # Rows and first column of this head in each of the three matrices.
@@ -129,8 +137,8 @@ def attention_kernel(
 
 
 def tokens(t, rows, depth):
-    """``t`` [B, H, S, D] as a matrix of tokens, a view where the strides allow it: (a descriptor of its blocks of
-    [rows, depth] or, in float32, the matrix; rows a batch, rows a head, columns a head and elements a row).
+    """``t`` [B, H, S, D] as a matrix of tokens, without a copy where the strides allow it: (a descriptor of its blocks
+    of [rows, depth] or, in float32, the tensor; rows a batch, rows a head, columns a head and elements a row).
     """
     batch, heads, length, width = t.shape
     b, h, s, d = (step if size > 1 else 0 for size, step in zip(t.shape, t.stride(), strict=True))
@@ -142,24 +150,25 @@ def tokens(t, rows, depth):
         copy[..., :width].copy_(t)
         t, b, h, s = copy, heads * length * depth, length * depth, depth
     shape = [(batch - 1) * (b // s) + (heads - 1) * (h // s) + length, (heads - 1) * (h % s) + depth]
-    matrix = t.as_strided(shape, (s, 1))
-    described = matrix if t.dtype == torch.float32 else TensorDescriptor(matrix, shape, [s, 1], [rows, depth])
+    described = t if t.dtype == torch.float32 else TensorDescriptor(t, shape, [s, 1], [rows, depth])
     return described, (b // s, h // s, h % s, s)
 
 
+@functools.lru_cache
 def tiling(queries, depth, dtype):
-    """(BQ, BKV, warps, stages) for heads of this width."""
+    """(BQ, BKV, warps, stages, registers) for heads of this width; None: as many registers as the compiler likes."""
+    registers = None
     if dtype == torch.float32:
         bq, bkv, warps, stages = FP32_BQ, FP32_BKV, FP32_WARPS, 1
     elif depth <= 64:
         bq, bkv, warps, stages = BQ, BKV, WARPS, STAGES
     elif depth <= 128:
-        bq, bkv, warps, stages = BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES
+        bq, bkv, warps, stages, registers = WIDE_BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES, WIDE_REGISTERS
     else:
         bq, bkv, warps, stages = 64, 64, 4, 2
     if queries <= 64:
-        return max(16, triton.next_power_of_2(queries)), bkv, 4, stages
-    return bq, bkv, warps, stages
+        return max(16, triton.next_power_of_2(queries)), bkv, 4, stages, None
+    return bq, bkv, warps, stages, registers
 
 
 def kernel_fn(Q, K, V, causal=True, sm_scale=None):
@@ -171,14 +180,17 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
         return out
     scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
     depth = max(16, triton.next_power_of_2(width))
-    bq, bkv, warps, stages = tiling(queries, depth, Q.dtype)
+    bq, bkv, warps, stages, registers = tiling(queries, depth, Q.dtype)
+    # Blocks of equal length need no order: one head after the other reads the fewest keys and values at a time.
+    group = heads // groups
+    together = max(1, (TOGETHER << 20) // (2 * max(1, keys) * depth * Q.element_size())) * group if causal else 1
     q, q_steps = tokens(Q, bq, depth)
     k, k_steps = tokens(K, bkv, depth)
     v, v_steps = tokens(V, bkv, depth)
     attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
-        q, k, v, out, heads, heads // groups, queries, keys, width, scale,
+        q, k, v, out, heads, group, queries, keys, width, scale, min(together, batch * heads),
         *q_steps, *k_steps, *v_steps, *out.stride(),
         BQ=bq, BKV=bkv, D=depth, CAUSAL=causal, NEGATIVE=scale < 0, EVEN_KEYS=keys % bkv == 0,
-        TMA=Q.dtype != torch.float32, num_warps=warps, num_stages=stages,
+        TMA=Q.dtype != torch.float32, num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
     return out

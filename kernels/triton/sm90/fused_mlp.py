@@ -6,11 +6,17 @@ Bytes: (2·M·D + 3·D·F) · itemsize, and 2·M·F more for the hidden layer. F
 Gate and up in one kernel: a tile of x is moved once for both and kept in two accumulators, and silu(gate) · up happens
 in registers, so that neither of the two [M, F] products is ever written. The second kernel is the product with w_down.
 Tiles are moved by the Tensor Memory Accelerator straight to where wgmma reads them. The programs are as many as fit on
-the GPU and walk over tiles; the loop over tiles and the one over depth are pipelined as one, so that the loads of the
-next tile run while the last one is stored. Tiles are walked in groups of GROUP rows, which share operands in the L2.
-The TMA asks for rows that begin at multiples of 16 bytes; other operands are copied to such rows first.
+the GPU and walk over tiles. With FLATTEN the loops over tiles and over depth are pipelined as one, and the loads of the
+next tile run while the last one is stored: it costs registers, of which two accumulators leave few. Tiles are walked in
+groups of GROUP rows, which share operands in the L2.
+The TMA asks for rows that begin at multiples of 16 bytes; other operands are copied to such rows first. And each
+matrix must be described to it, which takes the host longer than a block of few rows takes the GPU: those, and float32,
+go through pointers. They are bound by reading the weights: narrow tiles, so that every SM reads, and deep steps. One row
+needs no tensor cores: a program reads whole lines of a few weights, and adds up products in registers.
 Another GPU should revisit all constants: tiles and stages follow its shared memory, SKINNY_* its memory latency.
 """
+
+import functools
 
 import torch
 import triton
@@ -30,11 +36,14 @@ DOWN_BN = 256  # tune: 64, 128, 256 | columns of such a tile
 DOWN_BK = 64  # tune: 32, 64, 128 | depth of a step there
 DOWN_WARPS = 8  # tune: 4, 8 | warps there
 DOWN_STAGES = 3  # tune: 2, 3, 4, 5 | steps that are in shared memory at once there
-GROUP = 8  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
-FLATTEN = True  # tune: True, False | pipeline the loops over tiles and over depth as one
+GROUP = 16  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
+FLATTEN = False  # tune: True, False | pipeline the loops over tiles and over depth as one
 SKINNY_BN = 32  # tune: 16, 32, 64 | columns of a tile where rows are few
 SKINNY_BK = 128  # tune: 64, 128, 256 | depth of a step there
 SKINNY_STAGES = 4  # tune: 3, 4, 5 | steps that are in shared memory at once there
+ROW_BN = 4  # tune: 2, 4, 8 | of one row: lines of each of gate and up of a program, and half of those of down
+ROW_BK = 512  # tune: 256, 512, 1024 | depth of a step there
+ROW_STAGES = 4  # tune: 2, 3, 4 | steps that are in shared memory at once there
 FP32_BM = 64  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 32  # tune: 32, 64 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
@@ -72,8 +81,8 @@ def gate_up_kernel(
             x = part_of(x_desc, row, step * BK, X_TURNED)
             w_gate = part_of(gate_desc, column, step * BK, GATE_TURNED)
             w_up = part_of(up_desc, column, step * BK, UP_TURNED)
-            gate = tl.dot(x, w_gate.T, gate, input_precision="ieee")
-            up = tl.dot(x, w_up.T, up, input_precision="ieee")
+            gate = tl.dot(x, w_gate.T, gate)
+            up = tl.dot(x, w_up.T, up)
         # silu(g) = g / (1 + exp(-g)): exp may overflow to infinity, and the quotient is then the 0 it should be.
         h_desc.store([row, column], (gate / (1.0 + tl.exp(-gate)) * up).to(h_desc.dtype))
 
@@ -91,7 +100,7 @@ def down_kernel(
         for step in range(tl.cdiv(k, BK)):
             h = h_desc.load([row, step * BK])
             w = part_of(w_desc, column, step * BK, W_TURNED)
-            sums = tl.dot(h, w.T, sums, input_precision="ieee")
+            sums = tl.dot(h, w.T, sums)
         if Y_TMA:
             y.store([row, column], sums.to(y.dtype))
         else:  # rows that do not begin at multiples of 16 bytes
@@ -100,15 +109,84 @@ def down_kernel(
             tl.store(y + rows.to(tl.int64) * n + columns, sums.to(y.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def small_kernel(
+    x_ptr, w_ptr, up_ptr, y_ptr, m, n, k, x_m, x_k, w_n, w_k, up_n, up_k, y_m,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr,
+    GATED: tl.constexpr,
+):  # fmt: skip
+    """A tile of x · wᵀ, read through pointers; GATED: silu of that times x · upᵀ."""
+    first_row, first_column = corner_of(tl.program_id(0), m, n, BM, BN, GROUP)
+    # Rows and columns beyond the edge wrap around to real ones: their loads need no mask, and nobody stores them.
+    row = ((first_row + tl.arange(0, BM)) % m).to(tl.int64)
+    column = ((first_column + tl.arange(0, BN)) % n).to(tl.int64)
+    step = tl.arange(0, BK)
+    x_at = x_ptr + row[:, None] * x_m + step[None, :] * x_k
+    w_at = w_ptr + column[None, :] * w_n + step[:, None] * w_k
+    up_at = up_ptr + column[None, :] * up_n + step[:, None] * up_k
+    sums = tl.zeros([BM, BN], tl.float32)
+    ups = tl.zeros([BM, BN], tl.float32)
+    for start in range(0, k, BK):
+        inside = start + step < k
+        x = tl.load(x_at) if EVEN_K else tl.load(x_at, mask=inside[None, :], other=0.0)
+        w = tl.load(w_at) if EVEN_K else tl.load(w_at, mask=inside[:, None], other=0.0)
+        sums = tl.dot(x, w, sums, input_precision="ieee")
+        if GATED:
+            up = tl.load(up_at) if EVEN_K else tl.load(up_at, mask=inside[:, None], other=0.0)
+            ups = tl.dot(x, up, ups, input_precision="ieee")
+        x_at += BK * x_k
+        w_at += BK * w_k
+        up_at += BK * up_k
+    if GATED:
+        sums = sums / (1.0 + tl.exp(-sums)) * ups
+    row = first_row + tl.arange(0, BM)
+    column = first_column + tl.arange(0, BN)
+    y_at = y_ptr + row[:, None].to(tl.int64) * y_m + column[None, :]
+    tl.store(y_at, sums.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
+
+
+@triton.jit
+def row_kernel(
+    x_ptr, w_ptr, up_ptr, y_ptr, n, k, x_k, w_n, up_n,
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, EVEN_K: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """x · wᵀ for one row of x; GATED: silu of that times x · upᵀ. Each thread sums up what it reads: no tensor cores."""
+    column = tl.program_id(0) * BN + tl.arange(0, BN)
+    line = (column % n).to(tl.int64)
+    step = tl.arange(0, BK)
+    w_at = w_ptr + line[:, None] * w_n + step[None, :]
+    up_at = up_ptr + line[:, None] * up_n + step[None, :]
+    sums = tl.zeros([BN, BK], tl.float32)
+    ups = tl.zeros([BN, BK], tl.float32)
+    for start in tl.range(0, k, BK, num_stages=STAGES):
+        inside = (start + step < k)[None, :]
+        if EVEN_K:
+            x, w = tl.load(x_ptr + (start + step) * x_k), tl.load(w_at)
+        else:
+            x = tl.load(x_ptr + (start + step) * x_k, mask=start + step < k, other=0.0)
+            w = tl.load(w_at, mask=inside, other=0.0)
+        sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
+        if GATED:
+            up = tl.load(up_at) if EVEN_K else tl.load(up_at, mask=inside, other=0.0)
+            ups += up.to(tl.float32) * x.to(tl.float32)[None, :]
+        w_at += BK
+        up_at += BK
+    y = tl.sum(sums, axis=1)
+    if GATED:
+        y = y / (1.0 + tl.exp(-y)) * tl.sum(ups, axis=1)
+    tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < n)
+
+
 def aligned(t):
     """(a matrix whose rows the TMA can read, whether it is the transpose of ``t``): a view where that is possible."""
-    for view, turned in ((t, False), (t.t(), True)):
-        step, unit = view.stride()
-        if unit == 1 and step >= view.shape[1] and step * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0:
-            return view, turned
-    padding = 16 // t.element_size()
-    rows = torch.empty((t.shape[0], triton.cdiv(t.shape[1], padding) * padding), dtype=t.dtype, device=t.device)
-    return rows[:, : t.shape[1]].copy_(t), False
+    (rows, columns), (down, along), piece = t.shape, t.stride(), 16 // t.element_size()
+    if t.data_ptr() % 16 == 0:
+        if along == 1 and down >= columns and down % piece == 0:
+            return t, False
+        if down == 1 and along >= rows and along % piece == 0:
+            return t.t(), True
+    padded = torch.empty((rows, triton.cdiv(columns, piece) * piece), dtype=t.dtype, device=t.device)
+    return padded[:, :columns].copy_(t), False
 
 
 def described(t, rows, columns):
@@ -128,15 +206,20 @@ def multiprocessors(device):
     return _sms[device]
 
 
-def tiling(m, n, dtype, sms, large):
-    """(BM, BN, BK, warps, stages, programs on an SM) for a product of [m, n]; ``large`` where that fills the GPU."""
+@functools.lru_cache
+def tiling(m, n, sms, large):
+    """(BM, BN, BK, warps, stages, programs) for a product of [m, n]; ``large`` where that fills the GPU."""
+    tile = large if triton.cdiv(m, large[0]) * triton.cdiv(n, large[1]) >= sms else (64, 64, 64, 4, 4)
+    return *tile, min(triton.cdiv(m, tile[0]) * triton.cdiv(n, tile[1]), sms if tile is large else 2 * sms)
+
+
+def small_tiling(m, dtype):
+    """(BM, BN, BK, warps, stages) of products through pointers."""
     if dtype == torch.float32:
-        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, 4, 2, 4
+        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, 4, 2
     if m <= 64:
-        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES, 4
-    if triton.cdiv(m, large[0]) * triton.cdiv(n, large[1]) >= sms:
-        return large
-    return 64, 64, 64, 4, 4, 2
+        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
+    return 64, 64, 32, 4, 5
 
 
 def kernel_fn(x, w_gate, w_up, w_down):
@@ -145,28 +228,49 @@ def kernel_fn(x, w_gate, w_up, w_down):
     y = torch.empty((m, width), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    sms = multiprocessors(x.device)
     # Rows of the hidden layer begin at multiples of 16 bytes, whatever its width: both kernels may use the TMA.
     padding = 16 // x.element_size()
     h = torch.empty((m, triton.cdiv(hidden, padding) * padding), dtype=x.dtype, device=x.device)[:, :hidden]
+    if m == 1 and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
+        row_kernel[(triton.cdiv(hidden, ROW_BN),)](
+            x, w_gate, w_up, h, hidden, width, x.stride(1), w_gate.stride(0), w_up.stride(0),
+            BN=ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=width % ROW_BK == 0, GATED=True, num_warps=4,
+        )  # fmt: skip
+        row_kernel[(triton.cdiv(width, 2 * ROW_BN),)](
+            h, w_down, w_down, y, width, hidden, 1, w_down.stride(0), w_down.stride(0),
+            BN=2 * ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=hidden % ROW_BK == 0, GATED=False, num_warps=4,
+        )  # fmt: skip
+        return y
+    sms = multiprocessors(x.device)
+    if m <= 64 or x.dtype == torch.float32 or triton.cdiv(m, GATE_BM) * triton.cdiv(hidden, GATE_BN) < sms:
+        bm, bn, bk, warps, stages = small_tiling(m, x.dtype)
+        small_kernel[(triton.cdiv(m, bm) * triton.cdiv(hidden, bn),)](
+            x, w_gate, w_up, h, m, hidden, width, *x.stride(), *w_gate.stride(), *w_up.stride(), h.stride(0),
+            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=width % bk == 0, GATED=True, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        small_kernel[(triton.cdiv(m, bm) * triton.cdiv(width, bn),)](
+            h, w_down, w_down, y, m, width, hidden, *h.stride(), *w_down.stride(), *w_down.stride(), width,
+            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=hidden % bk == 0, GATED=False, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        return y
 
-    large = (GATE_BM, GATE_BN, GATE_BK, GATE_WARPS, GATE_STAGES, 1)
-    bm, bn, bk, warps, stages, programs = tiling(m, hidden, x.dtype, sms, large)
+    large = (GATE_BM, GATE_BN, GATE_BK, GATE_WARPS, GATE_STAGES)
+    bm, bn, bk, warps, stages, programs = tiling(m, hidden, sms, large)
     x_desc, x_turned = described(x, bm, bk)
     gate_desc, gate_turned = described(w_gate, bn, bk)
     up_desc, up_turned = described(w_up, bn, bk)
-    gate_up_kernel[(min(triton.cdiv(m, bm) * triton.cdiv(hidden, bn), sms * programs),)](
+    gate_up_kernel[(programs,)](
         x_desc, gate_desc, up_desc, TensorDescriptor(h, h.shape, h.stride(), [bm, bn]), m, hidden, width,
         BM=bm, BN=bn, BK=bk, GROUP=GROUP, X_TURNED=x_turned, GATE_TURNED=gate_turned, UP_TURNED=up_turned,
         FLATTEN=FLATTEN, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
-    large = (DOWN_BM, DOWN_BN, DOWN_BK, DOWN_WARPS, DOWN_STAGES, 1)
-    bm, bn, bk, warps, stages, programs = tiling(m, width, x.dtype, sms, large)
+    large = (DOWN_BM, DOWN_BN, DOWN_BK, DOWN_WARPS, DOWN_STAGES)
+    bm, bn, bk, warps, stages, programs = tiling(m, width, sms, large)
     w_desc, w_turned = described(w_down, bn, bk)
     y_tma = width * y.element_size() % 16 == 0
     out = TensorDescriptor(y, y.shape, y.stride(), [bm, bn]) if y_tma else y
-    down_kernel[(min(triton.cdiv(m, bm) * triton.cdiv(width, bn), sms * programs),)](
+    down_kernel[(programs,)](
         TensorDescriptor(h, h.shape, h.stride(), [bm, bk]), w_desc, out, m, width, hidden,
         BM=bm, BN=bn, BK=bk, GROUP=GROUP, W_TURNED=w_turned, Y_TMA=y_tma, FLATTEN=FLATTEN,
         num_warps=warps, num_stages=stages,
