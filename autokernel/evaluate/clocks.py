@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ REQUEST_S = 3e-4  # and for longer than a request takes
 FLUSHED = 2.0  # last-level caches that are overwritten before a turn on a GPU
 REQUEST_LIMIT_S = 1.5e-3  # a request to a GPU's runner costs 0.4 to 1 ms: more than this is counted as work
 SPIN_S = 0.1  # for so long at most either side stays awake for the other
-BUSY_S = 4e-4  # a small kernel right after a turn takes 0.16 to 0.24 ms on an H200, to change from process to process
+BUSY_S = 2e-4  # a small kernel right after a turn takes 0.16 to 0.36 ms on an H200, with two to nine processes on it:
+QUIET_S, QUIET_TURNS = 2e-4, 32  # busy is so much longer than the quietest quarter of the last turns, at least this
 LOOK_EVERY_S = 0.3  # at the device's state, at the most
 PATIENCE = 3  # turns in a row that end with a busy device
 
@@ -133,6 +135,7 @@ class CudaClock:
         self._watch = nvml.Watch(device, str(torch.cuda.get_device_properties(self._device).uuid))
         self._seen: nvml.Conditions | None = None
         self._looked = 0.0
+        self._smalls: deque[float] = deque(maxlen=QUIET_TURNS)
 
     def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
         """Whether all these runners could record their calls on this workload. Those that have yet to do it do so now,
@@ -196,7 +199,9 @@ class CudaClock:
         start = time.perf_counter()
         answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S, spin_s=SPIN_S)
         own = time.perf_counter() - start
-        busy = self._small_kernel_s() > BUSY_S
+        small = self._small_kernel_s()
+        busy = small > self._quiet_s() + BUSY_S
+        self._smalls.append(small)
         if self._on("still"):
             hold([side])
         claim = float(answer["claim_ns"]) * 1e-9
@@ -213,6 +218,11 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
         return time.perf_counter() - start
 
+    def _quiet_s(self) -> float:
+        """How long a small kernel takes after a turn that left nothing behind, of whoever's."""
+        known = sorted(self._smalls)
+        return max(QUIET_S, known[len(known) // 4]) if known else QUIET_S
+
     def _idle_when_alone(self, side: Side) -> bool:
         """Whether the device is idle while this runner is on hold and has had time to finish: then what kept it busy
         was the runner's, not another program's. A kernel of the runner's that does not end keeps it busy, too: such a
@@ -220,7 +230,7 @@ class CudaClock:
         """
         hold([side])
         time.sleep(0.05)
-        return min(self._small_kernel_s() for _ in range(3)) < BUSY_S
+        return min(self._small_kernel_s() for _ in range(3)) < self._quiet_s() + BUSY_S
 
     def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
         """The output of one call of the last turn: read where it lies on the device, or asked for."""
