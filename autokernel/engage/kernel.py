@@ -145,11 +145,12 @@ def _load(won: Won) -> Callable[..., torch.Tensor]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    for variable, value in backend.environment(str(cache)).items():
-        if variable == "PATH":
-            os.environ["PATH"] = value  # what it was, and the folder in which the build tool lies
-        else:
-            os.environ.setdefault(variable, value)
-    spec.loader.exec_module(module)
+    before = dict(os.environ)
+    os.environ.update({**backend.environment(str(cache)), **{k: v for k, v in before.items() if k != "PATH"}})
+    try:
+        spec.loader.exec_module(module)
+    finally:  # this is its user's process: torch.compile, for one, takes its compiler from there
+        os.environ.clear()
+        os.environ.update(before)
     function: Callable[..., torch.Tensor] = module.kernel_fn
     return function

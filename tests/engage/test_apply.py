@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +163,15 @@ def test_a_kernel_that_verification_left_out_stays_out(own_run: Path, decoder: L
     autokernel.apply(decoder.module, own_run)
     decoder.forward()
     assert name not in places(decoder.module) and len(places(decoder.module)) == len(PLACES) - 1
+
+
+def test_the_users_environment_stays_what_it_was(
+    run_of: Callable[..., Path], decoder: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("AUTOKERNEL_CACHE", str(tmp_path))
+    before = dict(os.environ)
+    autokernel.apply(decoder.module, run_of("cpp"), kernels=["rmsnorm"])
+    decoder.forward()
+    assert autokernel.engagement(decoder.module)["rmsnorm"].calls
+    assert dict(os.environ) == before

@@ -116,7 +116,7 @@ def test_an_encoder(tmp_path: Path) -> None:
     calls = {row["problem"]: row["calls"] for row in profile["rows"] if row["problem"]}
     norms = {name: count for name, count in calls.items() if "layernorm" in name or "layer_norm" in name}
     assert sum(norms.values()) == 6  # embeddings, two a layer, and the head's: some with the sum before them
-    assert calls["matmul"] == 14
+    assert calls["matmul"] in (13, 14)  # the pooler's is left out where it costs less than a call pattern must
 
 
 def test_images_and_their_settings(tmp_path: Path) -> None:

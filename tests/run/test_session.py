@@ -22,7 +22,7 @@ from torch import nn
 
 class Model(nn.Module):
     def forward(self, x):
-        return torch.softmax(x * 0.5, dim=-1)
+        return torch.softmax(x, dim=-1)
 
 
 def get_inputs():
