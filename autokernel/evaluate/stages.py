@@ -6,23 +6,21 @@ the seed, the oracle's output or the tolerances.
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from autokernel.evaluate.cases import STAGES, Case, plan
 from autokernel.evaluate.correctness import Expected, expected, mismatch
 from autokernel.evaluate.memory import InputSets, SharedMemory, relaid, settle, shared_memory, strided_view
 from autokernel.evaluate.pool import Handle, RunnerFailed
-from autokernel.types import Dims, DType, Problem, Scalar, Status, Workload
+from autokernel.types import Problem, Scalar, Status, Workload
 
 CALL_S = 20.0
 SMOKE_S = 10.0
 POISONS = (0x5A, 0xC3)
-STAGES = ("smoke", "shapes", "stability", "determinism", "edges")
-HELD_OUT_SHAPES = 3
 LEAST_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of the memory of cases: to map it takes 40 ms on a GPU
 
 OnStage = Callable[[str, int, int], None]  # (stage, cases done, of how many)
@@ -36,19 +34,6 @@ class Failed(Exception):
         self.status = status
         self.reason = reason
         self.log_tail = log_tail
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One call to check. ``make`` draws the inputs; ``random_inputs`` says that the mean square rule applies."""
-
-    name: str
-    dims: Dims
-    dtype: DType
-    scalars: Mapping[str, Scalar]
-    make: Callable[[Dims, DType, torch.Generator], tuple[torch.Tensor, ...]]
-    strides: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    random_inputs: bool = True
 
 
 class Examination:
@@ -86,19 +71,10 @@ class Examination:
         stage take their share of the cases. Raises Failed: the first failure in the order of the cases.
         """
         rng = random.Random(seed)
-        kind = self.where.type
-        first = workloads[0].dtype if workloads else self.problem.dtypes[0]
-        plan: dict[str, list[Case]] = {
-            "smoke": [self._case(self.problem.shapes[kind][0], first)],
-            "shapes": list(self._shape_cases(kind, workloads)),
-            "stability": [] if "stability" in self.off else list(self._stability_cases()),
-            "determinism": [] if "determinism" in self.off else list(self._determinism_cases(kind, workloads)),
-            "edges": [] if "edges" in self.off else list(self._edge_cases()),
-        }
-        plan["edges"] += [] if "held-out" in self.off else list(self._held_out_cases(rng))
+        planned = plan(self.problem, self.where.type, workloads, rng, self.off)
         team: list[Examination] = [self]
         for stage in STAGES:
-            cases = [(case, rng.getrandbits(60)) for case in plan[stage]]
+            cases = [(case, rng.getrandbits(60)) for case in planned[stage]]
             if stage != "smoke" and len(team) == 1:
                 team += helpers()
             share_out(team, stage, cases, on_stage)
@@ -111,57 +87,6 @@ class Examination:
             if memory is not None:
                 memory.close()
         self._input = self._output = None
-
-    # ------------------------------------------------------------------------------------------ the cases
-
-    def _case(self, dims: Dims, dtype: DType, **changes: Mapping[str, Scalar]) -> Case:
-        name = f"{'x'.join(f'{n}{v}' for n, v in dims.items())} {dtype}"
-        scalars = {**self.problem.scalars, **changes.get("scalars", {})}
-        return Case(name, dims, dtype, scalars, self.problem.make_inputs)
-
-    def _shape_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
-        for dims in self.problem.shapes[kind]:
-            for dtype in self.problem.dtypes:
-                yield self._case(dims, dtype)
-        for work in workloads:
-            case = self._case(work.dims, work.dtype, scalars=work.scalars)
-            yield dataclasses.replace(case, name=f"workload {work.key}", strides=work.strides)
-
-    def _stability_cases(self) -> Iterator[Case]:
-        for adversary in self.problem.adversarial:
-            for dtype in self.problem.dtypes:
-                case = self._case(adversary.dims, dtype, scalars=adversary.scalars)
-                yield dataclasses.replace(
-                    case, name=f"{adversary.name} {dtype}", make=adversary.make, random_inputs=False
-                )
-
-    def _determinism_cases(self, kind: str, workloads: tuple[Workload, ...]) -> Iterator[Case]:
-        middle = self.problem.shapes[kind][len(self.problem.shapes[kind]) // 2]
-        for dtype in self.problem.dtypes:
-            yield self._case(middle, dtype)
-        small = [w for w in workloads if self.problem.flops(w) < 1e9][:1]
-        for work in small:
-            case = self._case(work.dims, work.dtype, scalars=work.scalars)
-            yield dataclasses.replace(case, name=f"workload {work.key}", strides=work.strides)
-
-    def _edge_cases(self) -> Iterator[Case]:
-        for dims in self.problem.edge_shapes:
-            for dtype in self.problem.dtypes:
-                yield self._case(dims, dtype)
-        base = self.problem.shapes["cpu"][len(self.problem.shapes["cpu"]) // 2]
-        for scalars in self.problem.edge_scalars:
-            for dtype in self.problem.dtypes:
-                case = self._case(base, dtype, scalars=scalars)
-                yield dataclasses.replace(case, name=f"{case.name} {dict(scalars)}")
-        for dtype in self.problem.dtypes if self.problem.strided else ():
-            yield dataclasses.replace(self._case(base, dtype), name=f"strided {dtype}", strides={"*": ()})
-
-    def _held_out_cases(self, rng: random.Random) -> Iterator[Case]:
-        for _ in range(HELD_OUT_SHAPES):
-            case = self._case(self.problem.held_out(rng), rng.choice(self.problem.dtypes))
-            yield dataclasses.replace(case, name=f"held-out {case.name}")
-
-    # ------------------------------------------------------------------------------------------ one case
 
     def check(self, stage: str, case: Case, seed: int) -> None:
         """Run one case; on determinism three times, bitwise. Raises Failed."""

@@ -24,8 +24,9 @@ import torch
 
 from autokernel import assets, registry
 from autokernel.backends.triton import BACKEND
+from autokernel.evaluate.cases import STAGES, Case
 from autokernel.evaluate.pool import Handle
-from autokernel.evaluate.stages import STAGES, Case, Examination, Failed
+from autokernel.evaluate.stages import Examination, Failed
 from autokernel.evaluate.workshop import Workshop
 from autokernel.extension import Brief
 from autokernel.proposers import _tune
