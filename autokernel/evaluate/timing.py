@@ -1,4 +1,4 @@
-"""The clock that decides is the judge's: it times whole turns of a runner over the protocol and never asks how long.
+"""Turns of runners over the input sets of a target, and blocks of turns: what a comparison is made of.
 
 A *turn* is one request to run a workload once on each of N input sets, in a secret order. The sets together exceed
 the last-level cache and lie in memory that both sides map (where inputs lie is worth up to 2 %). A runner stands still
