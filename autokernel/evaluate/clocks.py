@@ -94,7 +94,7 @@ class CpuClock:
         self._hold(side)
         side.turns += 1
         side.disturbed_turns += disturbed(ran_ns, side.handle.ran_ns(), seconds)
-        claim = float(answer["claim_ns"]) * 1e-9
+        claim = claimed(answer, seconds)
         side.claims.append(claim / seconds)
         if not self._on("clock"):
             seconds = claim
@@ -204,7 +204,7 @@ class CudaClock:
         self._smalls.append(small)
         if self._on("still"):
             hold([side])
-        claim = float(answer["claim_ns"]) * 1e-9
+        claim = claimed(answer, own)
         side.claims.append(claim / own)
         believed = min(own, max(claim, own - REQUEST_LIMIT_S)) if recorded else own
         fine = believed if self._on("clock") else claim
@@ -259,6 +259,12 @@ def hold(sides: Iterable[Side]) -> None:
                 side.handle.freezer.freeze(alone=not side.trusted)
             except NotStill as error:
                 raise side.failed(Status.IMPLAUSIBLE, str(error)) from None
+
+
+def claimed(answer: Mapping[str, Any], own: float) -> float:
+    """Seconds that a runner says its turn took; where it does not say, those of the judge's clock."""
+    told = answer.get("claim_ns")
+    return own if told is None else float(told) * 1e-9
 
 
 def failure(side: Side, error: RunnerFailed, what: str) -> Exception:
