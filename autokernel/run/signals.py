@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Interrupted(BaseException):
@@ -19,11 +20,16 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Turns the signals that end a run into ``Interrupted``; inside ``held`` they wait until the write is whole."""
+    """Turns the signals that end a run into ``Interrupted``; inside ``held`` they wait until the write is whole.
+
+    Python drops what is raised inside a finaliser, wherever that happens to run: so a signal that was raised, and of
+    which nobody is on the way out, is raised again at the next write.
+    """
 
     def __init__(self) -> None:
         self._depth = 0
         self._waiting: int | None = None
+        self._raised: int | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -43,10 +49,16 @@ class Signals:
         if self._depth:
             self._waiting = number
         else:
-            raise Interrupted(number)
+            self._raise(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self._raised = number
+        raise Interrupted(number)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
+        if self._raised is not None and not on_the_way_out():
+            raise Interrupted(self._raised)
         self._depth += 1
         try:
             yield
@@ -54,4 +66,14 @@ class Signals:
             self._depth -= 1
         if not self._depth and self._waiting is not None:
             number, self._waiting = self._waiting, None
-            raise Interrupted(number)
+            self._raise(number)
+
+
+def on_the_way_out() -> bool:
+    """Whether an ``Interrupted`` is being handled, or something that came up while one was."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, Interrupted):
+            return True
+        error = error.__context__
+    return False
