@@ -8,6 +8,7 @@ import torch
 KERNEL_TYPE = "rmsnorm"
 BACKEND = "torch"
 STOPPED_BY = "stability"
+WITH = ("edges",)
 EXPECT = ("STABILITY",)
 
 
