@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,8 +46,10 @@ REQUEST_S = 3e-4  # and for longer than a request takes
 FLUSHED = 2.0  # last-level caches that are overwritten before a turn on a GPU
 REQUEST_LIMIT_S = 1.5e-3  # a request to a GPU's runner costs 0.4 to 1 ms: more than this is counted as work
 SPIN_S = 0.1  # for so long at most either side stays awake for the other
-BUSY_S = 2e-4  # a small kernel right after a turn takes 0.16 to 0.36 ms on an H200, with two to nine processes on it:
-QUIET_S, QUIET_TURNS = 2e-4, 32  # busy is so much longer than the quietest quarter of the last turns, at least this
+BUSY_S = 2e-4  # a small kernel right after a turn takes 0.16 to 0.36 ms on an H200, with two to nine processes on it;
+RIVAL_TURNS = 32  # busy is so much more than the median after so many turns of rivals: a candidate has no say in it
+STRANGE_S = 1e-3  # and before there were LEAST_RIVAL_TURNS of them, this
+LEAST_RIVAL_TURNS = 4
 LOOK_EVERY_S = 0.3  # at the device's state, at the most
 PATIENCE = 3  # turns in a row that end with a busy device
 
@@ -63,7 +66,7 @@ class CpuClock:
         return False
 
     def spoiled(self) -> bool:
-        """Whether something else has spoiled what was timed since this was last asked: a turn itself tells that."""
+        """Whether the device is in no state to be timed: on a CPU a turn itself tells that."""
         return False
 
     def conditions(self) -> Mapping[str, Any]:
@@ -135,7 +138,7 @@ class CudaClock:
         self._watch = nvml.Watch(device, str(torch.cuda.get_device_properties(self._device).uuid))
         self._seen: nvml.Conditions | None = None
         self._looked = 0.0
-        self._smalls: deque[float] = deque(maxlen=QUIET_TURNS)
+        self._after_rivals: deque[float] = deque(maxlen=RIVAL_TURNS)  # seconds of a small kernel after their turns
 
     def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
         """Whether all these runners could record their calls on this workload. Those that have yet to do it do so now,
@@ -159,7 +162,7 @@ class CudaClock:
         return all(side.recordings[index].recorded for side in sides)
 
     def spoiled(self) -> bool:
-        """Whether clocks were taken away since this was last asked, or another program is on the device."""
+        """Whether clocks were being taken away, or another program was on the device, at the last look at it."""
         if time.monotonic() - self._looked > LOOK_EVERY_S:  # a look takes 4 to 20 ms
             self._seen, self._looked = self._watch.look(), time.monotonic()
         return self._seen is not None and bool(self._seen.throttled or self._seen.foreign)
@@ -200,8 +203,9 @@ class CudaClock:
         answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S, spin_s=SPIN_S)
         own = time.perf_counter() - start
         small = self._small_kernel_s()
-        busy = small > self._quiet_s() + BUSY_S
-        self._smalls.append(small)
+        busy = small > busy_s(self._after_rivals)
+        if side.rival:
+            self._after_rivals.append(small)
         if self._on("still"):
             hold([side])
         claim = claimed(answer, own)
@@ -218,11 +222,6 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
         return time.perf_counter() - start
 
-    def _quiet_s(self) -> float:
-        """How long a small kernel takes after a turn that left nothing behind, of whoever's."""
-        known = sorted(self._smalls)
-        return max(QUIET_S, known[len(known) // 4]) if known else QUIET_S
-
     def _idle_when_alone(self, side: Side) -> bool:
         """Whether the device is idle while this runner is on hold and has had time to finish: then what kept it busy
         was the runner's, not another program's. A kernel of the runner's that does not end keeps it busy, too: such a
@@ -230,7 +229,7 @@ class CudaClock:
         """
         hold([side])
         time.sleep(0.05)
-        return min(self._small_kernel_s() for _ in range(3)) < self._quiet_s() + BUSY_S
+        return min(self._small_kernel_s() for _ in range(3)) < busy_s(self._after_rivals)
 
     def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
         """The output of one call of the last turn: read where it lies on the device, or asked for."""
@@ -259,6 +258,13 @@ def hold(sides: Iterable[Side]) -> None:
                 side.handle.freezer.freeze(alone=not side.trusted)
             except NotStill as error:
                 raise side.failed(Status.IMPLAUSIBLE, str(error)) from None
+
+
+def busy_s(after_rivals: Sequence[float]) -> float:
+    """From how many seconds of a small kernel on the device counts as busy, given what it took after rivals' turns."""
+    if len(after_rivals) < LEAST_RIVAL_TURNS:
+        return STRANGE_S
+    return statistics.median(after_rivals) + BUSY_S
 
 
 def claimed(answer: Mapping[str, Any], own: float) -> float:

@@ -192,7 +192,7 @@ class Runner:
             launch = (time.perf_counter_ns() - start) // len(calls)
             graph.replay()
             self.synchronize()
-        except Exception as error:
+        except Exception as error:  # whatever a candidate does that cannot be recorded: it is timed by its calls
             return {"recorded": False, "message": describe(error)}
         said = described(outs[-1])
         at = [out.data_ptr() for out in outs]

@@ -1,10 +1,10 @@
-"""When a turn does not count: its thread was without a processor, as told by the time it ran."""
+"""When a turn does not count: its thread was without a processor, or its device had not finished."""
 
 from __future__ import annotations
 
 import pytest
 
-from autokernel.evaluate.clocks import disturbed
+from autokernel.evaluate.clocks import LEAST_RIVAL_TURNS, busy_s, claimed, disturbed
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,21 @@ def test_a_turn_without_a_processor_is_disturbed(ran_ms: float, turn_ms: float, 
 
 def test_what_cannot_be_told_is_not_claimed() -> None:
     assert not disturbed(None, 5, 1.0) and not disturbed(5, None, 1.0)
+
+
+def test_a_busy_device_is_told_by_what_it_takes_after_rivals() -> None:
+    idle, left_behind = 2.5e-4, 7.7e-4  # measured on an H200: nothing left to do, and half a millisecond of it
+    rivals = [idle] * LEAST_RIVAL_TURNS
+    assert idle < busy_s(rivals) < left_behind
+    assert busy_s([each + 1e-3 for each in rivals]) > left_behind, "a slow device is not a busy one"
+    assert busy_s([*rivals, 5e-3]) == busy_s(rivals), "one slow turn of a rival's hides nothing"
+
+
+def test_before_rivals_had_turns_only_much_is_busy() -> None:
+    assert 7.7e-4 < busy_s([]) < 2.2e-3  # milliseconds of work left behind are seen from the start
+    assert busy_s([1e-5] * (LEAST_RIVAL_TURNS - 1)) == busy_s([])
+
+
+def test_a_runner_that_says_no_time_is_taken_by_the_judges() -> None:
+    assert claimed({}, 0.5) == 0.5
+    assert claimed({"claim_ns": 250_000_000}, 0.5) == 0.25
