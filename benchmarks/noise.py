@@ -13,6 +13,7 @@ correctness before it have no say in what is kept of A/A candidates, and take mo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -141,6 +143,18 @@ class DecisionOnly:
         self._workshop.close()
 
 
+def decisions(
+    judge: WholeJudge | DecisionOnly, series: str, count: int, source: str, incumbent: str
+) -> Iterator[Decided]:
+    """What becomes of so many candidates that are ``source`` but for a comment; each is told on standard error."""
+    started = time.monotonic()
+    for number in range(count):
+        found = judge.decide(f"{source}\n# candidate {number}\n", incumbent)
+        line = found.comparison.reason if found.comparison else found.failure
+        print(f"{series} {number + 1}/{count} {time.monotonic() - started:.0f} s: {line}", file=sys.stderr)
+        yield found
+
+
 def summary(name: str, found: list[Decided]) -> dict[str, object]:
     """What became of a series: kept, and the log ratios seen."""
     compared = [each.comparison for each in found if each.comparison is not None]
@@ -187,23 +201,19 @@ def main(
             source = honest(kind, problem)
             backend = "cpp" if kind == "cpu" else "triton"
             target = Target(problem, problem, backend, (known[case],), share=1.0, eager_us=1.0, floor_us=1.0)
-            judge = (DecisionOnly if decision_only else WholeJudge)(Path(folder) / "scratch", device, target)
             slower = with_extra_work(kind, source, gain)
-            for series, count, incumbent in ((f"{case} A/A", aa, source), (f"{case} +{gain:.0%}", power, slower)):
-                found: list[Decided] = []
-                started = time.monotonic()
-                for number in range(count):
-                    found.append(judge.decide(f"{source}\n# candidate {number}\n", incumbent))
-                    told = found[-1].comparison
-                    line = told.reason if told else found[-1].failure
-                    print(f"{series} {number + 1}/{count} {time.monotonic() - started:.0f} s: {line}", file=sys.stderr)
-                    if path is not None:  # after each: a run that is cut short has measured what it has
-                        raw[series] = [dataclasses.asdict(each.comparison) for each in found if each.comparison]
-                        table = [*rows, summary(series, found)]
-                        path.write_text(json.dumps({"rows": table, "comparisons": raw}, indent=1) + "\n")
-                if found:
-                    rows.append(summary(series, found))
-            judge.close()
+            kind_of_judge = DecisionOnly if decision_only else WholeJudge
+            with contextlib.closing(kind_of_judge(Path(folder) / "scratch", device, target)) as judge:
+                for name, count, incumbent in ((f"{case} A/A", aa, source), (f"{case} +{gain:.0%}", power, slower)):
+                    found: list[Decided] = []
+                    for each in decisions(judge, name, count, source, incumbent):
+                        found.append(each)
+                        raw[name] = [dataclasses.asdict(one.comparison) for one in found if one.comparison]
+                        if path is not None:  # after each: a run that is cut short has measured what it has
+                            table = [*rows, summary(name, found)]
+                            path.write_text(json.dumps({"rows": table, "comparisons": raw}, indent=1) + "\n")
+                    if found:
+                        rows.append(summary(name, found))
     print(
         f"{'series':32} {'n':>4} {'kept':>5} {'confirmed':>10} {'median %':>9} {'p5 %':>7} {'p95 %':>7} {'s each':>7}"
     )
