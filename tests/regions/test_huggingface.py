@@ -15,7 +15,7 @@ import torch
 import autokernel
 from autokernel import modelref
 from autokernel.commands.model import _next
-from autokernel.regions import worker
+from autokernel.regions import rank, uncovered, worker
 from autokernel.regions.model import load
 from autokernel.run import history
 from autokernel.run.history import Row
@@ -52,7 +52,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def profiled(reference: str, out: Path, *arguments: str) -> dict[str, Any]:
     common = ["--model", reference, "--out", str(out), "--warmup", "1", "--iters", "1", "--backend", "torch"]
-    assert worker.main([*common, "--set", "random_weights=true", *arguments]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # which rows are worth it must not depend on this machine's noise
+        patch.setattr(rank, "LEAST_SHARE", 0.0)
+        patch.setattr(uncovered, "LEAST_SHARE", 2.0)
+        assert worker.main([*common, "--set", "random_weights=true", *arguments]) == 0
     found: dict[str, Any] = json.loads((out / "profile.json").read_text())
     return found
 
@@ -114,9 +117,8 @@ def test_an_encoder(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "bert")
     profile = profiled(f"hf:{tmp_path / 'bert'}", tmp_path / "out", "--set", "seq=16", "--set", "mask=true")
     calls = {row["problem"]: row["calls"] for row in profile["rows"] if row["problem"]}
-    norms = {name: count for name, count in calls.items() if "layernorm" in name or "layer_norm" in name}
-    assert sum(norms.values()) == 6  # embeddings, two a layer, and the head's: some with the sum before them
-    assert calls["matmul"] in (13, 14)  # the pooler's is left out where it costs less than a call pattern must
+    assert calls["layernorm"] == 6  # embeddings, two a layer, and the head's
+    assert calls["matmul"] == 14
 
 
 def test_images_and_their_settings(tmp_path: Path) -> None:
