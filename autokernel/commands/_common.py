@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PIPE_WIDTH = 140  # columns of a table that goes to a file or a pipe
+PIPE_WIDTH = 300  # columns of a table that goes to a file or a pipe: none of its cells is cut
 RANDOM_WEIGHTS = "autokernel.random_weights"  # of a command's context
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
