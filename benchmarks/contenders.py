@@ -15,7 +15,6 @@ import fcntl
 import functools
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import assets, hardware, registry
+from autokernel import assets, hardware, registry, runfile
 from autokernel.types import Workload
 
 OURS = ("triton", "cuda", "cpp")
@@ -156,22 +155,13 @@ def _liger(problem: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def built(path: Path, backend: str) -> Any:
     """The ``kernel_fn`` of a starter, built as the judge builds it."""
-    before = dict(os.environ)
-    os.environ.update(registry.load("backends", backend).environment(str(assets.cache_folder() / "table4")))
-    try:
+    with runfile.environment(registry.load("backends", backend).environment(str(assets.cache_folder() / "table4"))):
         return load(path)
-    finally:  # torch.compile has its own idea of a compiler
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def load(path: Path) -> Any:
     """The ``kernel_fn`` of a kernel file."""
-    spec = importlib.util.spec_from_file_location(f"table4_{path.parent.name}_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.kernel_fn
+    return runfile.run(path, f"table4_{path.parent.name}_{path.stem}").kernel_fn
 
 
 def work(options: argparse.Namespace) -> None:

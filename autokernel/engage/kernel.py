@@ -8,9 +8,7 @@ instead, and is counted. Autocast is off in all of it: no verdict was reached un
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 
-from autokernel import assets, registry
+from autokernel import assets, registry, runfile
 from autokernel.engage.won import Won
 from autokernel.types import AutokernelError, Problem, Scalar, kernel_type, source_id
 
@@ -141,16 +139,7 @@ def _load(won: Won) -> Callable[..., torch.Tensor]:
     path = folder / f"{Path(won.target.file).stem}.py"
     path.write_text(won.source)
     name = f"autokernel_engaged_{path.stem}_{folder.name}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    before = dict(os.environ)
-    os.environ.update({**backend.environment(str(cache)), **{k: v for k, v in before.items() if k != "PATH"}})
-    try:
-        spec.loader.exec_module(module)
-    finally:  # this is its user's process: torch.compile, for one, takes its compiler from there
-        os.environ.clear()
-        os.environ.update(before)
-    function: Callable[..., torch.Tensor] = module.kernel_fn
+    users = {name: value for name, value in os.environ.items() if name != "PATH"}
+    with runfile.environment({**backend.environment(str(cache)), **users}):
+        function: Callable[..., torch.Tensor] = runfile.run(path, name).kernel_fn
     return function

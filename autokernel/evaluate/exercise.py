@@ -8,7 +8,6 @@ sockets and shared files, which every level of the sandbox would forbid. Hence i
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from autokernel import registry
+from autokernel import registry, runfile
 from autokernel.evaluate.memory import extent, flat, relaid
 from autokernel.evaluate.stages import odd_strides
 from autokernel.types import Problem, Scalar, Workload
@@ -40,7 +39,7 @@ def main(path: str) -> None:
     if index := torch.device(device).index:
         torch.cuda.set_device(index)
     torch.zeros(1, device=device)  # the tool waits for CUDA: it should not have to wait for a build
-    function = loaded(Path(request["kernel"]))
+    function = runfile.run(Path(request["kernel"]), "kernel").kernel_fn
     problem: Problem = registry.load("problems", request["problem"])
     given = [Workload.from_json(w) for w in request["workloads"]]
     count = 0
@@ -53,17 +52,6 @@ def main(path: str) -> None:
         synchronize(device)
         count += 1
     Path(request["told"]).write_text(json.dumps({"calls": count}))
-
-
-def loaded(path: Path) -> Callable[..., Any]:
-    """kernel_fn of the file."""
-    spec = importlib.util.spec_from_file_location("kernel", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel"] = module
-    spec.loader.exec_module(module)
-    function: Callable[..., Any] = module.kernel_fn
-    return function
 
 
 def calls(problem: Problem, workloads: list[Workload]) -> Iterator[Call]:

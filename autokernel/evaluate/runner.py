@@ -7,10 +7,8 @@ Nothing here decides anything. Whatever this process says is checked by the judg
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import secrets
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autokernel import registry
+from autokernel import registry, runfile
 from autokernel.evaluate import sandbox
 from autokernel.evaluate.device_memory import allocations_of
 from autokernel.evaluate.memory import map_readable, map_writable, tensors_of
@@ -77,12 +75,7 @@ class Runner:
             return {}
         path = self.scratch / "kernel.py"
         path.write_text(message["source"], encoding="utf-8")
-        spec = importlib.util.spec_from_file_location("kernel", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["kernel"] = module
-        spec.loader.exec_module(module)
-        function = getattr(module, "kernel_fn", None)
+        function = getattr(runfile.run(path, "kernel"), "kernel_fn", None)
         if not callable(function):
             raise Refused("the file defines no function kernel_fn")
         self.function = function

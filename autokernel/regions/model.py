@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import inspect
 import sys
 import traceback
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from autokernel import modelref
+from autokernel import modelref, runfile
 from autokernel.problems._common import TORCH_DTYPES
 from autokernel.regions import huggingface
 from autokernel.regions.loss import loss_of, own_loss
@@ -224,15 +223,11 @@ def execute(path: Path) -> ModuleType:
     if not path.is_file():
         raise AutokernelError(f"a model file was expected at {path}; there is none: see models/template.py")
     name = f"autokernel_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise AutokernelError(f"a model was expected to be a Python file (.py); got {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up
     sys.path.append(str(path.resolve().parent))  # its neighbours can be imported, last, so that they shadow nothing
     with user_code(path, "the import"):
-        spec.loader.exec_module(module)
-    return module
+        return runfile.run(path, name)
 
 
 def _settings(configure: Any, name: str, settings: Mapping[str, str]) -> dict[str, Any]:
