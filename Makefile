@@ -17,7 +17,7 @@ demo: $(STAMP)  ## the main job: a real model, profiled and made faster, with a 
 	$(VENV)/bin/autokernel run models/llama.py --budget $(BUDGET)
 
 test: $(STAMP)  ## all tests but most of the evil kernels; two at a time, a file in one process
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
 	$(VENV)/bin/python -m pytest -q tests/evil --evil-all

@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
+from tiny import ROOT, TINY_KERNEL, command
 
 from autokernel import cli, registry
 from autokernel.commands._common import Duration
 from autokernel.types import AutokernelError
 
-ROOT = Path(__file__).resolve().parent.parent
-STARTER = ROOT / "kernels" / "cpp" / "rmsnorm.py"
-
-TINY_KERNEL = """
-import torch
-KERNEL_TYPE = "rmsnorm"
-BACKEND = "torch"
-WORKLOADS = [{"dims": {"R": 64, "C": 128}, "dtype": "fp32", "count": 2, "strides": {}, "scalars": {"eps": 1e-6}}]
-def kernel_fn(x, weight, eps=1e-6):
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
-"""
-
-TINY_MODEL = """
-import torch
-from torch import nn
-class Model(nn.Module):
-    def __init__(self, width=256):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-    def forward(self, x):
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
-        return torch.softmax(x, dim=-1)
-def get_inputs():
-    return [torch.randn(1024, 256)]
-def get_init_inputs():
-    return []
-"""
-
 
 def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(cli.main, list(arguments))
-
-
-def command(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
-    line = [sys.executable, "-m", "autokernel", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False, **options)
 
 
 def assert_one_clear_line(result: Any, *expected: str) -> None:
@@ -258,102 +220,3 @@ def test_doctor_does_not_believe_a_compiler_that_cannot_build(tmp_path: Path, mo
     found = doctor._compiler()
     assert found.state == "missing"
     assert "OpenMP" in found.detail
-
-
-# ------------------------------------------------------------------------------------------------- doing
-
-
-def test_bench_judges_a_file(files: Path) -> None:
-    done = command("bench", "good.py", "--json", cwd=files)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert answer["status"] == "PASS"
-    keys = ("status", "stage", "reason", "latency_us", "speedup_vs_eager", "speedup_vs_best", "pct_peak", "seconds")
-    assert set(keys) <= set(answer)
-    assert answer["latency_us"] > 0
-    assert answer["speedup_vs_best"] <= answer["speedup_vs_eager"]
-    assert "✓ smoke" in done.stderr
-
-
-def test_bench_says_where_a_wrong_file_fails_and_exits_1(files: Path) -> None:
-    (files / "wrong.py").write_text(TINY_KERNEL.replace(" + eps", " + eps + 0.1"))
-    done = command("bench", "wrong.py", cwd=files)
-    assert done.returncode == 1, done.stderr
-    assert re.search(r"✗ smoke: SMOKE: ", done.stdout)
-    assert "PASS" not in done.stdout
-
-
-def test_bench_against_another_file_reports_the_comparison(files: Path) -> None:
-    (files / "slow.py").write_text(
-        TINY_KERNEL.replace("wide = x.float()", "wide = x.float()\n    for _ in range(40): wide = wide + 0.0")
-    )
-    done = command("bench", "good.py", "--against", "slow.py", "--json", cwd=files)
-    assert done.returncode == 0, done.stderr
-    comparison = json.loads(done.stdout.strip().splitlines()[-1])["comparison"]
-    assert comparison["keep"] is True
-    assert 1.0 < comparison["ci_low"] <= comparison["speedup"] <= comparison["ci_high"]
-
-
-def test_extract_writes_files_that_bench_reads_and_never_replaces_them(tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(TINY_MODEL)
-    done = command("extract", "tiny.py", "--iters", "2", "--warmup", "1", "--out", "mine", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    from autokernel import kernelfile
-
-    written = {kernelfile.read(path).problem: path for path in (tmp_path / "mine").glob("*.py")}
-    assert {"rmsnorm", "softmax"} <= set(written)
-    assert kernelfile.read(written["rmsnorm"]).workloads[0].dims == {"R": 1024, "C": 256}
-    written["rmsnorm"].write_text("# my own work")
-    again = command("extract", "tiny.py", "--iters", "2", "--warmup", "1", "--out", "mine", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "--force" in again.stderr
-    assert written["rmsnorm"].read_text() == "# my own work"
-
-
-def test_profile_adds_up_and_names_a_models_own_mistake(tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(TINY_MODEL)
-    done = command("profile", "tiny.py", "--iters", "2", "--warmup", "1", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert sum(row["share"] for row in found["rows"]) == pytest.approx(1.0)
-    (tmp_path / "raises.py").write_text(
-        TINY_MODEL.replace(
-            "        return torch.softmax", "        raise KeyError('mine')\n        return torch.softmax"
-        )
-    )
-    done = command("profile", "raises.py", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "mine" in done.stderr
-    (tmp_path / "no_inputs.py").write_text(TINY_MODEL.replace("get_inputs", "inputs"))
-    done = command("profile", "no_inputs.py", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "get_inputs" in done.stderr
-
-
-def test_a_run_is_stopped_by_a_signal_and_goes_on_from_there(tmp_path: Path) -> None:
-    """The whole job: profile, extract, experiments; SIGTERM ends it with 143, and the same command again resumes."""
-    (tmp_path / "tiny.py").write_text(TINY_MODEL)
-    options = "run tiny.py --no-verify --budget 5m --max-experiments 3"
-    line = [sys.executable, "-m", "autokernel", *options.split()]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
-    process = subprocess.Popen(
-        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    table = tmp_path / "results" / "tiny-cpu" / "results.tsv"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if table.is_file() and len(table.read_text().splitlines()) >= 2:
-            process.send_signal(signal.SIGTERM)
-            break
-        time.sleep(0.1)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "to go on: autokernel run tiny.py" in errors
-    first = table.read_text().splitlines()
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = table.read_text().splitlines()
-    assert rows[: len(first)] == first
-    assert len(rows) == 1 + 3
-    assert (tmp_path / "results" / "tiny-cpu" / "progress.png").is_file()
-    assert "tiny-cpu: 3 experiments" in done.stdout

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from llm_server import KEY, Fault, LlmServer, Reply, edit, whole
 
 from autokernel import hardware

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from autokernel import registry
+from autokernel import registry, runfile
 from autokernel.types import Problem
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-REFERENCE = _load()
+REFERENCE = runfile.run(Path(__file__).parents[1] / "reference.py", "reference")
 NAMES = registry.names("problems")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from recorded_runs import examples
 
-from autokernel import assets, registry
+from autokernel import assets, registry, runfile
 from autokernel.guide import program, text
 from autokernel.types import AutokernelError, Status
 
@@ -174,11 +174,6 @@ def test_grouped_order_visits_every_tile_once(tmp_path: Path) -> None:
 
 def _loaded(source: str, path: Path) -> dict:
     """The jitted functions of an example, imported from a file as Triton needs it."""
-    import importlib.util
-
     path.write_text(source)
-    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runfile.run(path, path.stem.replace("-", "_"))
     return {name: value for name, value in vars(module).items() if hasattr(value, "arg_names") and hasattr(value, "fn")}

@@ -1,4 +1,4 @@
-"""Opening a workspace: what is refused before anything is written, and one real run on a real model."""
+"""Opening a workspace: what is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from scripted_night import TARGETS, Watcher, starters
 
 from autokernel import modelref
-from autokernel.run import history, session, workspace
-from autokernel.run.events import ExperimentDone, ProfileProgress, RunStarted, Stopped
+from autokernel.run import session, workspace
+from autokernel.run.events import ProfileProgress
 from autokernel.run.session import RunOptions
 from autokernel.types import AutokernelError
 
@@ -163,28 +163,3 @@ def test_what_a_model_prints_is_not_taken_for_progress(tmp_path):
     events: list[ProfileProgress] = []
     workspace.work([sys.executable, "-c", script], tmp_path, events.append)
     assert events == [ProfileProgress("time", "m", 1, 2)]
-
-
-def test_a_real_run_and_its_resumption(model, monkeypatch, tmp_path):
-    """The whole way with the real profiler, judge and playbook: three experiments, then one more."""
-    monkeypatch.setenv("AUTOKERNEL_CACHE", str(tmp_path / "cache"))
-    watcher = Watcher()
-    summary = start(model, watcher, max_experiments=3, aa_rate=0.0)
-    assert summary.reason.kind == "experiments" and summary.signal is None
-    assert summary.folder == model.parent / "results" / "tiny-cpu"
-    rows = history.read(summary.folder)
-    assert [row.experiment for row in rows] == [1, 2, 3] and rows[0].decision == "baseline"
-    assert {row.problem for row in rows} == {"softmax"} and rows[0].status == "PASS"
-    assert rows[0].speedup_vs_eager and rows[0].speedup_vs_best
-    assert watcher.of(ProfileProgress) and isinstance(watcher.events[-1], Stopped)
-    assert len(watcher.of(RunStarted)) == 1 and len(watcher.of(ExperimentDone)) == 3
-    kept = [row for row in rows if row.decision == "keep"]
-    if kept:
-        told = json.loads((summary.folder / "headline.json").read_text())
-        assert told["targets"]["softmax"]["commit"] == kept[-1].commit
-    again = Watcher()
-    start(model, again, max_experiments=4, aa_rate=0.0, headline=False)
-    assert not again.of(ProfileProgress), "the profile is made once"
-    assert len(again.of(RunStarted)[0].rows) == 3 and len(history.read(summary.folder)) == 4
-    assert (model.parent / "results" / ".gitignore").read_text() == "*\n"
-    assert not (summary.folder / "scratch" / "judge").exists()
