@@ -31,7 +31,6 @@ LONG = (  # files that take more than 20 s alone, the longest first: see below
     "agent/test_try.py",
     "backends/test_cuda_starters.py",
     "engage/test_training.py",
-    "evaluate/test_tools.py",
     "backends/test_torch_backend.py",
 )
 
