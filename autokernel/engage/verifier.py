@@ -3,9 +3,8 @@
     python -m autokernel.engage.verifier --run DIR [--model FILE] [--train] [--autocast bf16] [--diagnose] [--mode ours]
 
 A run that was profiled under autocast is verified so without being told.
-Writes verification.json (or diagnosis.json) into the run's folder. Each line of standard output is one JSON object, as
-those of ``autokernel.regions.worker``: {"event": "verify" | "error", "message", "done", "of"}. A mistake of the user
-ends it with exit status 2.
+Writes verification.json (or diagnosis.json) into the run's folder. Its events are "verify" and "error". A mistake of
+the user ends it with exit status 2.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel import device_process
 from autokernel.engage import won
 from autokernel.engage.verify import QUICK, RESTS, THOROUGH, Verifier
-from autokernel.evaluate.sandbox import die_with_parent
 from autokernel.regions import model
 from autokernel.types import AutokernelError
 
@@ -30,22 +28,11 @@ VERSION = 1  # of verification.json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    if arguments is None:
-        die_with_parent()
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries and the model may print: events have a channel of their own
 
-    def emit(event: str, message: str) -> None:
-        events.write(json.dumps({"event": event, "message": message, "done": 0, "of": 0}) + "\n")
-
-    try:
+    def work(emit: device_process.Emit) -> None:
         prove(options, lambda message: emit("verify", message))
-    except AutokernelError as error:
-        emit("error", str(error))
-        return 2
-    finally:
-        events.close()
-    return 0
+
+    return device_process.serve(work, as_child=arguments is None)
 
 
 def prove(options: argparse.Namespace, on_step: Any) -> None:

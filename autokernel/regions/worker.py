@@ -3,9 +3,8 @@
     python -m autokernel.regions.worker --model llama.py --device cpu --dtype fp32 --backend cpp --out DIR
 
 Writes DIR/profile.json, DIR/kernels/<target>.py, and DIR/context/<problem>.py for each region that is a problem of its
-own. Each line of standard output is one JSON object: {"event":
-"capture" | "time" | "match" | "levers" | "extract" | "error", "message", "done", "of"}; whatever else is printed in
-this process (the model's own prints included) goes to standard error. A mistake of the user ends it with exit status 2.
+own. Its events are "capture", "time", "match", "levers", "extract" and "error". A mistake of the user ends it with exit
+status 2.
 """
 
 from __future__ import annotations
@@ -13,40 +12,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import hardware, modelref
-from autokernel.evaluate.sandbox import die_with_parent
+from autokernel import device_process, hardware, modelref
+from autokernel.device_process import Emit
 from autokernel.regions import extractor, levers, model, rank, recorded, sets, uncovered
 from autokernel.types import DTYPES, AutokernelError
 
 VERSION = 1  # of profile.json
 IMPOSSIBLE = 0.85  # headroom: below it a region beats its ceiling by more than any measurement is off
-Emit = Callable[..., None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    if arguments is None:  # as a process: whoever asked may be killed, and nobody else waits for the answer
-        die_with_parent()
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries and the model may print: events have a channel of their own
-
-    def emit(event: str, message: str, done: int = 0, of: int = 0) -> None:
-        events.write(json.dumps({"event": event, "message": message, "done": done, "of": of}) + "\n")
-
-    try:
-        run(options, emit)
-    except AutokernelError as error:
-        emit("error", str(error))
-        return 2
-    finally:
-        events.close()
-    return 0
+    return device_process.serve(lambda emit: run(options, emit), as_child=arguments is None)
 
 
 def run(options: argparse.Namespace, emit: Emit) -> None:
