@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import device_process
 from autokernel.engage import won
 from autokernel.engage.verify import QUICK, RESTS, THOROUGH, Verifier
-from autokernel.regions import model
+from autokernel.regions import device_process, model
 from autokernel.types import AutokernelError
 
 VERSION = 1  # of verification.json

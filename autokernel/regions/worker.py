@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import device_process, hardware, modelref
-from autokernel.device_process import Emit
-from autokernel.regions import extractor, levers, model, rank, recorded, sets, uncovered
+from autokernel import hardware, modelref
+from autokernel.regions import device_process, extractor, levers, model, rank, recorded, sets, uncovered
+from autokernel.regions.device_process import Emit
 from autokernel.types import DTYPES, AutokernelError
 
 VERSION = 1  # of profile.json
