@@ -24,8 +24,16 @@ TRAIN_WHAT_IFS = ("2", "floor")  # beside the times of a backward there is room 
 
 def profile_options(function: Any) -> Any:
     for option in (
-        click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Unmeasured forwards."),
-        click.option("--iters", type=click.IntRange(min=1), default=10, show_default=True, help="Measured forwards."),
+        click.option(
+            "--warmup", type=click.IntRange(min=0), default=5, show_default=True, help="Unmeasured forwards, at most."
+        ),
+        click.option(
+            "--iters",
+            type=click.IntRange(min=1),
+            default=10,
+            show_default=True,
+            help="Measured forwards, at most: a slow model has fewer, at least 3.",
+        ),
         click.option(
             "--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also write a Chrome trace here."
         ),

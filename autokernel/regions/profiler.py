@@ -34,6 +34,7 @@ from autokernel.types import AutokernelError
 
 PREFIX = "autokernel::"  # of the ranges' names, followed by graph index and node name
 MOST_EAGER = 5  # forwards of the plain model that are timed at most
+ENOUGH_S, LEAST_STEPS = 5.0, 3  # of a slow model no more steps of a kind than this holds, but so many
 BACKWARD = "autograd::engine::evaluate_function"  # names of the ranges in which autograd runs one gradient begin so
 BACKWARD_SCOPE = 1  # torch's RecordScope::BACKWARD_FUNCTION
 Node = tuple[int, str]  # graph index, node name
@@ -142,26 +143,27 @@ def _time(
     eager = min(MOST_EAGER, iterations)
     steps, done = warmup + eager + iterations, 0
 
-    def step(call: Callable[[], Any]) -> float:
+    def repeated(call: Callable[[], Any], count: int) -> list[float]:
+        """Seconds of each of these steps: of ``count``, or of fewer where they are slow."""
         nonlocal done
-        start = time.perf_counter()
-        call()
-        _synchronize(model.device)
-        seconds = time.perf_counter() - start
-        done += 1
-        on_progress(done, steps)
+        seconds: list[float] = []
+        while len(seconds) < count and (len(seconds) < LEAST_STEPS or sum(seconds) < ENOUGH_S):
+            start = time.perf_counter()
+            call()
+            _synchronize(model.device)
+            seconds.append(time.perf_counter() - start)
+            on_progress(done + len(seconds), steps)
+        done += count
         return seconds
 
-    for _ in range(warmup):
-        step(model.step)
-    forward_us = statistics.median(step(model.step) for _ in range(eager)) * 1e6
+    repeated(model.step, warmup)
+    forward_us = statistics.median(repeated(model.step, eager)) * 1e6
     activities = [torch.profiler.ProfilerActivity.CPU]
     cuda = model.device.type == "cuda"
     if cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(iterations):
-            step(run)
+        iterations = len(repeated(run, iterations))
     if trace is not None:
         try:
             trace.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from autokernel import registry
 from autokernel.assets import models
 from autokernel.hardware import Hardware
 from autokernel.regions import extractor, profiler
+from autokernel.regions.model import load
 from autokernel.regions.rank import Row
 from autokernel.types import Target, Workload
 
@@ -123,6 +124,21 @@ def nested() -> list[Any]:
     outside = event("aten::item", region, 3.0, 1.0)
     launch = event("cudaLaunchKernel", inner, 2.0, 8.0)
     return [first, linear, inner, second, region, outside, launch]
+
+
+@pytest.mark.parametrize(
+    ("enough_s", "steps"),
+    [(3600.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]), (0.0, [1, 2, 3, 5, 6, 7, 10, 11, 12])],
+)
+def test_a_slow_model_has_fewer_steps(monkeypatch: pytest.MonkeyPatch, enough_s: float, steps: list[int]) -> None:
+    """Of 4 that warm up, 5 plain ones and 5 that are profiled; and times are per step, however many there were."""
+    monkeypatch.setattr(profiler, "ENOUGH_S", enough_s)
+    seen: list[int] = []
+    softmax = load(FILES / "softmax_only.py", "cpu", "fp32", {})
+    timing = profiler.time_operations(softmax, 4, 5, on_progress=lambda done, of: seen.append(done))
+    assert seen == steps
+    (op,) = (each for each in timing.outside if each.op == "aten::softmax")
+    assert op.calls == 1
 
 
 def test_each_op_and_kernel_counts_once() -> None:
