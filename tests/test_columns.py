@@ -17,7 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autokernel"
 
 # Layers from the ground up. A module may import its own layer and those below it that its column lists.
-GROUND = ("types", "modelref", "extension", "registry", "assets", "hardware", "redact", "isolation", "__init__")
+GROUND = (
+    "types",
+    "modelref",
+    "extension",
+    "registry",
+    "assets",
+    "runfile",
+    "hardware",
+    "redact",
+    "isolation",
+    "__init__",
+)
 DAEMON = (
     "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run",
     "proposers", "guide", "strategies", "agent", "evaluate.client", "evaluate.bench_command", "evaluate.bench_metric",
