@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 import torch
 
 from autokernel import registry
-from autokernel.regions import generate_cpp, generate_triton
+from autokernel.regions import generate_cpp, generate_cuda, generate_triton
 from autokernel.regions.loops import Loops, NotLoops
 from autokernel.regions.lower import lower
 from autokernel.regions.sizes import find
 from autokernel.types import Problem, kernel_type
 
-LANGUAGES: Mapping[str, Callable[[str, Problem, Loops], str]] = {
+LANGUAGES: Mapping[str, Callable[[str, Problem, Loops, Mapping[str, int]], str]] = {
     "cpp": generate_cpp.write,
+    "cuda": generate_cuda.write,
     "triton": generate_triton.write,
 }
 
@@ -34,6 +35,6 @@ def starter(problem: str, backend: str) -> str | None:
     dtypes = [t.dtype for t in tensors]
     try:
         sizes = find(known.reference, [tuple(t.shape) for t in tensors], dtypes)
-        return write(kernel_type(problem), known, lower(known.reference, sizes, dtypes))
+        return write(kernel_type(problem), known, lower(known.reference, sizes, dtypes), sizes.given)
     except NotLoops:
         return None

@@ -7,7 +7,7 @@ sweep. Without a reduction, tiles divide the columns, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autokernel.regions.expressions import expression
 from autokernel.regions.loops import Axis, Loops, Value
@@ -19,16 +19,15 @@ LONGEST = 16384  # columns of a row that a program holds
 ROUNDING = frozenset(("round", "floor", "ceil", "trunc", "cast"))
 
 
-def write(name: str, problem: Problem, loops: Loops) -> str:
-    """The kernel file. Raises NotLoops for an operation that Triton has no function for."""
-    return _Writer(name, problem, loops).file()
+def write(name: str, problem: Problem, loops: Loops, given: Mapping[str, int]) -> str:
+    """The kernel file. ``given``: the sizes in the model. Raises NotLoops for what Triton has no function for."""
+    return _Writer(name, problem, loops, given).file()
 
 
 class _Writer:
-    def __init__(self, name: str, problem: Problem, loops: Loops) -> None:
+    def __init__(self, name: str, problem: Problem, loops: Loops, given: Mapping[str, int]) -> None:
         self.name, self.problem, self.loops = name, problem, loops
         self.tensors = dict(zip(loops.inputs, problem.inputs, strict=True))
-        given = problem.shapes["cuda"][-1]
         self.swept = bool(loops.reductions) and math.prod(given[a.size] for a in loops.columns) > LONGEST
         self.dialect = EXACT if any(v.op in ROUNDING for v in loops.values) else DIALECT
         self.names: dict[Value, str] = {v: f"{n}_v" for v, n in self.tensors.items()}

@@ -180,6 +180,13 @@ def test_its_tunables_span_a_search_space(backend: str, tmp_path: Path) -> None:
     assert all(c.value in c.choices and source.count(c.name) >= 2 for c in constants)
 
 
+@pytest.mark.parametrize("backend", generate.LANGUAGES)
+def test_an_owners_own_names_of_sizes_do_no_harm(backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "owned.py"
+    path.write_text(HEAD + CASES["long_rows"].replace("R=2, C=20000", "n=2, m=20000").replace("R, C", "n, m"))
+    assert generate.starter(str(path), backend) is not None
+
+
 def test_a_backend_without_a_generator_has_no_starter(tmp_path: Path) -> None:
     assert generate.starter(problem_of(tmp_path, "norm").name, "torch") is None
 
