@@ -144,7 +144,6 @@ $prepared    out = torch.empty($shape, dtype=$first.dtype, device=$first.device)
 # How a region is worked through, sentence by sentence.
 SWEPT = "Whole warps take a row, a block several rows where they are short. A row is swept {sweeps}"
 AGAIN = ": what differs by column is computed anew in each sweep, and all but the first find the row in the caches"
-IDLE = ". One block a row leaves most of a GPU idle where long rows are so few: split them first"
 TILED = "Nothing is reduced: blocks divide the rows, and the columns of long ones"
 
 CHECKED = """\

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,10 +22,16 @@ LANGUAGES: Mapping[str, Callable[[str, Problem, Loops, Mapping[str, int]], str]]
     "triton": generate_triton.write,
 }
 
+# A plain reduction of a long row keeps one core, or one multiprocessor, at work, where PyTorch splits it: with fewer
+# rows than this there is no starter, and the search begins from PyTorch's own code.
+LONG = 1 << 17  # columns
+LEAST_ROWS = {"cpp": len(os.sched_getaffinity(0)), "cuda": 64, "triton": 64}
+
 
 @functools.cache
 def starter(problem: str, backend: str) -> str | None:
-    """The kernel file of a problem that is a file; None where this backend has no generator for it.
+    """The kernel file of a problem that is a file; None where this backend has no generator for it, or what it would
+    write leaves most of the machine idle.
 
     A generator refuses by NotLoops what is not elementwise or a reduction along rows.
     """
@@ -35,6 +43,10 @@ def starter(problem: str, backend: str) -> str | None:
     dtypes = [t.dtype for t in tensors]
     try:
         sizes = find(known.reference, [tuple(t.shape) for t in tensors], dtypes)
-        return write(kernel_type(problem), known, lower(known.reference, sizes, dtypes), sizes.given)
+        loops = lower(known.reference, sizes, dtypes)
+        rows, columns = (math.prod(sizes.given[a.size] for a in axes) for axes in (loops.rows, loops.columns))
+        if loops.reductions and columns >= LONG and rows < LEAST_ROWS[backend]:
+            return None
+        return write(kernel_type(problem), known, loops, sizes.given)
     except NotLoops:
         return None

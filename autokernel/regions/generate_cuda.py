@@ -17,7 +17,6 @@ from autokernel.regions.tensors import sources_of, strides_of
 from autokernel.types import Problem
 
 LONG = 16384  # columns from which a row has the largest block there is
-FEW = 64  # rows under which blocks of a row each are far fewer than a GPU has multiprocessors
 OPERATION = {"sum": "Sum", "max": "Larger", "min": "Smaller"}
 WIDTH = 112
 
@@ -39,11 +38,9 @@ class _Writer(generate_c.Writer):
         loops, dtypes = self.loops, self.problem.dtypes
         reduces = bool(loops.reductions)
         long = reduces and math.prod(given[a.size] for a in loops.columns) >= LONG
-        few = long and math.prod(given[a.size] for a in loops.rows) < FEW
         told = self.python()
         how = cuda_text.SWEPT.format(**told) if reduces else cuda_text.TILED
         how += cuda_text.AGAIN if reduces and told["sweeps"] != "once" else ""
-        how += cuda_text.IDLE if few else ""
         pointers = [f"static_cast<{self.stored(v, n)}*>({n}.data_ptr())" for v, n in self.views]
         strides = [text for _, text in strides_of(loops, self.tensors)]
         tensors = [f"{n} {_shape(v)}" for v, n in self.tensors.items()]

@@ -181,6 +181,15 @@ def test_its_tunables_span_a_search_space(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", generate.LANGUAGES)
+def test_what_would_leave_the_machine_idle_begins_as_pytorch(backend: str, tmp_path: Path) -> None:
+    loss = "def reference(x, y):\n    return (x - y).square().mean()\n\ndef make_inputs(R={}, C=1024):\n"
+    loss += "    return [torch.randn(R, C), torch.randn(R, C)]\n"
+    for name, rows, there in (("small", 8, True), ("large", 128, False)):  # all of it is one row
+        (tmp_path / f"{name}.py").write_text(HEAD + loss.format(rows))
+        assert (generate.starter(str(tmp_path / f"{name}.py"), backend) is not None) is there
+
+
+@pytest.mark.parametrize("backend", generate.LANGUAGES)
 def test_an_owners_own_names_of_sizes_do_no_harm(backend: str, tmp_path: Path) -> None:
     path = tmp_path / "owned.py"
     path.write_text(HEAD + CASES["long_rows"].replace("R=2, C=20000", "n=2, m=20000").replace("R, C", "n, m"))
