@@ -148,6 +148,7 @@ class Problem:
     dtypes: Sequence[DType] = DTYPES  # those that every kernel must handle
     strided: bool = True  # whether it must also handle inputs that are not contiguous
     program: Sequence[str] = ()  # what a graph holds where it holds this problem; () where testing windows tells it
+    jumps: bool = False  # whether it rounds on the way: a value near a tie may then fall to either side
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from autokernel import registry
 from autokernel.engage.apply import _Backend, check
 from autokernel.engage.outputs import Agreement, Judge
 from autokernel.engage.rewrite import Rewriter
@@ -103,7 +104,8 @@ class Verifier:
         torch._dynamo.config.accumulated_recompile_limit = 16 * RECOMPILES
         self.model, self.run, self.effort = model, run, effort
         self._rng = random.Random(seed)
-        self._judge = Judge(model, [self._rng.randrange(2**31) for _ in range(INPUT_SETS)])
+        jumps = any(registry.load("problems", won.target.problem).jumps for won in run.won)
+        self._judge = Judge(model, [self._rng.randrange(2**31) for _ in range(INPUT_SETS)], jumps=jumps)
 
     def verify(self, modes: Sequence[str] = tuple(RESTS), on_step: OnStep = lambda message: None) -> Verification:
         """The whole proof. Outputs that are wrong leave a kernel out, as a loss of speed does."""

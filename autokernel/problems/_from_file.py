@@ -12,6 +12,7 @@ A kernel of it is ``kernel_fn(*tensors, **numbers)``: the tensors in this order,
     DTYPES               those that must work; default: the inputs' own   TOLERANCES       dtype -> (atol, rtol)
     flops(**sizes), bytes_moved(**sizes)  of one call                     library(...)     the best known call
     CONTIGUOUS = True    promises that no input is ever strided
+    JUMPS = True         it rounds on the way: a value near a tie may fall to either side, all others must be right
     GRAPH                the lines of the graph that it was printed from (``regions/printed.py``)
 
 It is trusted: the judge runs it. What is weaker than in a problem of this folder: with ``get_inputs()`` there is one
@@ -34,6 +35,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from autokernel.evaluate.correctness import FLOAT64_MAX_FLOPS, expected, mismatch
+from autokernel.problems import _ties
 from autokernel.problems._common import ELEMENT_BYTES, LOOSE, TORCH_DTYPES
 from autokernel.problems._owner import REFUSALS, Owned, sizes_or_raise, understand
 from autokernel.regions.model import execute, user_code
@@ -51,6 +53,7 @@ from autokernel.types import (
     Workload,
 )
 
+Change = Callable[[tuple[torch.Tensor, ...], torch.Generator], tuple[torch.Tensor, ...]]
 SMALL, ODD = 64, (1, 37, 1023)
 HELD_OUT_TRIES, HELD_OUT_MOST = 20, 512
 TOLERANCE_REASON = "The default of each dtype: the file names no tolerances of its own."
@@ -97,7 +100,7 @@ class _Build:
             make_inputs=self.make_inputs,
             shapes={"cpu": shapes, "cuda": shapes},
             edge_shapes=self._edges(),
-            adversarial=[AdversarialInput(n, self.given, self._adversary(n, change)) for n, change in CHANGES.items()],
+            adversarial=self._adversarial(),
             tolerances=self.tolerances,
             tolerance_reason=TOLERANCE_REASON,
             flops=self._flops,
@@ -109,6 +112,7 @@ class _Build:
             dtypes=self.dtypes,
             strided=not getattr(self.says, "CONTIGUOUS", False),
             program=tuple(getattr(self.says, "GRAPH", ())),
+            jumps=bool(getattr(self.says, "JUMPS", False)),
         )
 
     def make_inputs(self, dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -232,16 +236,29 @@ class _Build:
 
     # ------------------------------------------------------------------------------------------ hard inputs
 
+    def _adversarial(self) -> Sequence[AdversarialInput]:
+        def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+            return lambda tensors, _: tuple(
+                change(t) if t.is_floating_point() and i < self.owned.arguments else t for i, t in enumerate(tensors)
+            )
+
+        def rounded(change: Callable[..., tuple[torch.Tensor, ...]]) -> Change:
+            call = functools.partial(self.owned.call, **self.owned.scalars)
+            return lambda tensors, generator: change(call, tensors, self.owned.arguments, generator)
+
+        changes = {name: each(change) for name, change in CHANGES.items()}
+        if getattr(self.says, "JUMPS", False):
+            changes |= {"ties": rounded(_ties.on_ties), "levels": rounded(_ties.on_levels)}
+        return [AdversarialInput(n, self.given, self._adversary(n, change)) for n, change in changes.items()]
+
     def _adversary(
-        self, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+        self, name: str, change: Change
     ) -> Callable[[Dims, DType, torch.Generator], tuple[torch.Tensor, ...]]:
         """Draws inputs and changes them, where the reference itself gets the changed ones right in this dtype."""
 
         def make(dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
             plain = self.make_inputs(dims, dtype, generator)
-            changed = tuple(
-                change(t) if t.is_floating_point() and i < self.owned.arguments else t for i, t in enumerate(plain)
-            )
+            changed = change(plain, generator)
             if (name, dtype) not in self._sound:
                 self._sound[name, dtype] = self._survives(dims, dtype, changed)
             return changed if self._sound[name, dtype] else plain

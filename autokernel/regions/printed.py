@@ -1,7 +1,8 @@
 """A region of a graph as a file that stands for a problem: its own code as readable Python, inputs like its own, costs.
 
 The format is that of an owner's reference (``problems/_from_file.py``), with one thing more: ``GRAPH``, the lines of
-the program, by which the region is found again in the model when a kernel was won for it.
+the program, by which the region is found again in the model when a kernel was won for it. A region that rounds on the
+way says so, for it is judged otherwise near a tie.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from autokernel.evaluate.jumps import has_jumps
 from autokernel.regions.aten import work
 from autokernel.regions.capture import TensorSpec, module_path
 from autokernel.regions.program import ordered, program
 from autokernel.regions.sizes import PRIMES, Shape, Sizes, factors, find, sized
 from autokernel.regions.spell import spelled
 from autokernel.regions.values import Values
-from autokernel.regions.window import Window
+from autokernel.regions.window import REFUSALS, Window
 
 LETTERS = "xyzuvwabdefghkmnpqrst"
 RESERVED = {"torch", "F", "wide", "reference", "make_inputs", *keyword.kwlist, *dir(builtins)}
 WIDTH = 110
 LONGEST_TITLE = 32
+JUMPS = """\
+# It rounds on the way. A value that was rounded before may fall to either side of a tie that is as near as its last
+# digits; one that is exact may not (in Triton, tl.div_rn divides exactly).
+JUMPS = True"""
 LEAST_SPREAD = 0.25  # of an input that the model leaves at one value: 1 and 0 would hide a missing product or sum
 
 
@@ -60,12 +66,24 @@ def printed(window: Window, *, name: str, values: Sequence[Values], model: str) 
         "\n" + _indented(head, [f'"""{told}."""', *lines]),
         "\n" + _make_inputs(arguments, specs, sizes, values, fixed),
     ]
+    if rounds(reference, specs):
+        parts.insert(3, JUMPS)
     if sizes.free:
         takes = ", ".join(sizes.given)
         parts.append(f"\ndef flops({takes}):\n    return {_flops(reference, specs, sizes)}")
         if all(s.dtype.is_floating_point or s.dtype == torch.bool for s in specs):  # else how much is read is not known
             parts.append(f"\ndef bytes_moved({takes}):\n    return {_bytes(specs, sizes, dtype)}")
     return "\n\n".join(parts) + "\n"
+
+
+def rounds(function: Callable[..., Any], specs: Sequence[TensorSpec]) -> bool:
+    """Whether the judge sees a function of such tensors round on the way. Run without data, where that is possible."""
+    for device in ("meta", "cpu"):
+        try:
+            return has_jumps(function, [torch.zeros(s.shape, dtype=s.dtype, device=device) for s in specs])
+        except REFUSALS:
+            continue
+    return False
 
 
 def title(window: Window) -> str:

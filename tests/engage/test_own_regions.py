@@ -68,7 +68,7 @@ def test_kernels_are_engaged_where_they_were_won(run: Path, loaded: LoadedModel)
     expected = loaded.forward()
     autokernel.apply(loaded.module, run, kernels=list(own(run)))
     for out, want in zip(loaded.forward(), expected, strict=True):
-        assert torch.allclose(out, want, rtol=1e-4, atol=1e-4) or (out - want).abs().gt(1e-4).sum() < 5  # a rounding
+        assert torch.allclose(out, want, rtol=1e-4, atol=1e-4)
     engaged = autokernel.engagement(loaded.module)
     norm = next(name for name in engaged if "tanh" in name)
     assert engaged[norm].regions == 2  # both widths
