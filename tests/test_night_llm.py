@@ -18,7 +18,7 @@ import psutil
 import pytest
 from llm_server import KEY, Fault, LlmServer, Reply, edit, whole
 
-from autokernel import hardware
+from autokernel import assets, hardware
 from autokernel.run import history
 
 FILE = "kernels/rmsnorm.py"
@@ -143,6 +143,10 @@ def folder(tmp_path_factory) -> Path:
     name, cores = hardware._identity("cpu")
     rates = {"262144": 300.0, "268435456": 100.0}
     fast = hardware.Hardware("cpu", name, cores, cores, 1 << 25, rates, {"fp32": 5.0, "fp16": 5.0, "bf16": 5.0})
+    compiled = assets.cache_folder() / "baselines"  # what Inductor has built before is nobody's secret
+    compiled.mkdir(parents=True, exist_ok=True)
+    (path / "cache").mkdir()
+    (path / "cache" / "baselines").symlink_to(compiled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOKERNEL_CACHE", str(path / "cache"))
         hardware._store(fast)
