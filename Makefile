@@ -6,12 +6,13 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH       ?= torch==2.13.0
 BUDGET      ?= 3m
+COUNT       ?= 40
 WORKERS     ?= 2
 
 PIP   = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test evil lint types format wheel-smoke check setup clean
+.PHONY: demo test evil endurance lint types format wheel-smoke check setup clean
 
 demo: $(STAMP)  ## the main job: a real model, profiled and made faster, with a report at the end
 	$(VENV)/bin/autokernel run models/llama.py --budget $(BUDGET)
@@ -21,6 +22,9 @@ test: $(STAMP)  ## all tests but most of the evil kernels; two at a time, a file
 
 evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
 	$(VENV)/bin/python -m pytest -q tests/evil --evil-all
+
+endurance: $(STAMP)  ## mixed candidates in a row, and whether the judge grew; 500 of them: COUNT=500
+	$(VENV)/bin/python benchmarks/endurance.py --count $(COUNT) --every $(COUNT)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check

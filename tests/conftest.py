@@ -24,7 +24,6 @@ LONG = (  # files that take more than 20 s alone, the longest first: see below
     "evaluate/test_sandbox.py",
     "agent/test_mcp.py",
     "engage/test_own_regions.py",
-    "evaluate/test_endurance.py",
     "regions/test_huggingface.py",
     "engage/test_export.py",
     "regions/test_uncovered.py",
