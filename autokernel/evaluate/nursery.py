@@ -102,7 +102,7 @@ def warm_up(device: str) -> tuple[Serve, str]:
     from autokernel import registry
     from autokernel.evaluate import runner
 
-    with runner.OpAudit():  # its first use imports half a second's worth of modules
+    with runner.OpAudit():  # its first use may import a second's worth of modules: that depends on PyTorch
         torch.empty(1)
     for name in registry.names("backends"):
         backend = registry.load("backends", name)

@@ -43,6 +43,11 @@ class OpAudit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names.add(str(func.name()).split(".")[0].removeprefix("aten::"))
         return func(*args, **(kwargs or {}))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under it; PyTorch would import all of Dynamo, a second's worth, to leave it out."""
+        return False
+
 
 class Runner:
     """State of one runner: at most one loaded function, and the sets of inputs it was shown."""
