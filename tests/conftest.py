@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from autokernel.evaluate.workshop import Workshop
 
 # ninja lies beside the interpreter; the environment need not be activated.
 os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent)))
@@ -32,6 +37,18 @@ LONG = (  # files that take more than 20 s alone, the longest first: see below
     "engage/test_training.py",
     "backends/test_torch_backend.py",
 )
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Real runners on the CPU, in which Triton interprets."""
+    from autokernel.evaluate.workshop import Workshop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        opened = Workshop(tmp_path_factory.mktemp("workshop"), "cpu", threads=1)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

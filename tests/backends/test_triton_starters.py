@@ -149,15 +149,6 @@ def test_its_tunables_span_a_search_space(source: str) -> None:
 # ------------------------------------------------------------------------------------------------- the five stages
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        opened = Workshop(tmp_path_factory.mktemp("workshop"), "cpu", threads=1)
-        yield opened
-        opened.close()
-
-
 class Spread(Examination):
     """The examination, spread thin: the interpreter takes milliseconds for each step of a kernel. All cases of smoke,
     shapes (the four smallest) and determinism; of the other stages every case in one dtype, all dtypes in turn.
