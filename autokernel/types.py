@@ -119,12 +119,12 @@ class Problem:
     """One kernel type: what is right, on which inputs, within which error, and what it costs.
 
     ``reference(*tensors, **scalars)`` is plain PyTorch that runs in any float dtype; the oracle is this function in
-    float64. ``make_inputs(dims, dtype, generator)`` returns the tensors in signature order, contiguous, on the CPU,
-    with random parameters (never weight = 1 or bias = 0). ``shapes`` maps a device kind ("cpu", "cuda") to the dims
-    of the sweep. ``flops`` and ``bytes`` count one call of a workload. ``baselines`` maps "eager" (always) and
-    "library" (the best library call, where one exists) to functions of the signature; torch.compile of ``eager`` is
-    added by the judge. ``propose_bindings(window)`` gives the ways in which such a region could be this problem:
-    recognition is by testing, so a wrong guess costs a run and no more.
+    float64. ``make_inputs(dims, dtype, generator)`` returns the tensors in signature order, contiguous, on the
+    generator's device, with random parameters (never weight = 1 or bias = 0). ``shapes`` maps a device kind ("cpu",
+    "cuda") to the dims of the sweep. ``flops`` and ``bytes`` count one call of a workload. ``baselines`` maps "eager"
+    (always) and "library" (the best library call, where one exists) to functions of the signature; torch.compile of
+    ``eager`` is added by the judge. ``propose_bindings(window)`` gives the ways in which such a region could be this
+    problem: recognition is by testing, so a wrong guess costs a run and no more.
     """
 
     name: str

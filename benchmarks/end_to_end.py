@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,25 +72,32 @@ CPU_CASES = [
 ]
 
 
-def measure(case: Case, device: str, budget: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def measure(case: Case, device: str, budget: str, keep: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
     """A row: what the run's verification.json says, or why there is none."""
     row: dict[str, Any] = {"case": case.name, "dtype": case.dtype}
-    with tempfile.TemporaryDirectory(prefix="autokernel-end-to-end-") as folder:
+    with contextlib.ExitStack() as stack:
+        if keep:
+            folder = keep.resolve() / "".join(each if each.isalnum() else "-" for each in case.name)
+            folder.mkdir(parents=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autokernel-end-to-end-")))
+        printed = folder / "printed.txt"
         started = time.monotonic()
-        try:
-            done = subprocess.run(
-                case.command(device, budget, Path(folder)), cwd=folder, env=dict(environment), capture_output=True,
-                text=True, check=False, timeout=RUN_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {**row, "failed": f"no end within {RUN_S:.0f} s"}
+        with printed.open("w") as out:
+            try:
+                done = subprocess.run(
+                    case.command(device, budget, folder), cwd=folder, env=dict(environment), stdout=out,
+                    stderr=subprocess.STDOUT, check=False, timeout=RUN_S,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return {**row, "failed": f"no end within {RUN_S:.0f} s"}
         row["seconds"] = round(time.monotonic() - started, 1)
         try:
-            found = proof.read(Path(folder) / "run")
+            found = proof.read(folder / "run")
         except AutokernelError as error:
             return {**row, "failed": str(error)}
         if found is None:
-            words = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit status {done.returncode}"]
+            words = printed.read_text().strip().splitlines() or [f"exit status {done.returncode}"]
             return {**row, "failed": words[-1]}
         return {**row, "verification": dataclasses.asdict(found)}
 
@@ -142,6 +150,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="models whose name contains this; repeatable")
     parser.add_argument("--gpus", default="", help="ids of equal GPUs, such as 0,1: as many models at a time")
     parser.add_argument("--show", type=Path, help="measure nothing; show this JSON")
+    parser.add_argument("--keep", type=Path, help="a new folder that keeps every run, with all that it printed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.show:
@@ -151,8 +160,10 @@ def main() -> None:
     cases = [case for case in known if not options.only or any(word in case.name for word in options.only)]
     if not cases:
         parser.error(f"no model contains {options.only}; there are: {', '.join(case.name for case in known)}")
-    machine = hardware.measure(options.device)  # once, for all
     gpus = [each for each in options.gpus.split(",") if each]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]  # another one may be at work
+    machine = hardware.measure(options.device)  # once, for all
     places: queue.SimpleQueue[tuple[str, set[int]]] = queue.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
     for number, gpu in enumerate(gpus or [""]):
@@ -163,7 +174,7 @@ def main() -> None:
         os.sched_setaffinity(0, mine)  # of this thread, and of the processes that it starts
         try:
             seen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-            return measure(case, options.device, options.budget, {**os.environ, **seen})
+            return measure(case, options.device, options.budget, options.keep, {**os.environ, **seen})
         finally:
             places.put((gpu, mine))
 

@@ -22,7 +22,7 @@ import dataclasses
 import random
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -138,7 +138,8 @@ class CudaClock:
         self._watch = nvml.Watch(device, str(torch.cuda.get_device_properties(self._device).uuid))
         self._seen: nvml.Conditions | None = None
         self._looked = 0.0
-        self._after_rivals: deque[float] = deque(maxlen=RIVAL_TURNS)  # seconds of a small kernel after their turns
+        # Seconds of a small kernel after rivals' turns, by how many runners the device then had: nine cost it twice.
+        self._after_rivals: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RIVAL_TURNS))
 
     def recorded(self, sides: Sequence[Side], index: int, rotation: Rotation) -> bool:
         """Whether all these runners could record their calls on this workload. Those that have yet to do it do so now,
@@ -175,21 +176,25 @@ class CudaClock:
 
     def turn(self, side: Side, index: int, rotation: Rotation, others: Iterable[Side], *, recorded: bool) -> Turn:
         """One turn: of what was recorded, or of calls. Raises RunnerFailed, Failed or RivalFailed."""
+        present = [side, *(each for each in others if not each.handle.closed)]
         if self._on("still"):
-            hold(others)
+            hold(present[1:])
+        after_rivals = self._after_rivals[len(present)]
         for last in (False,) * (PATIENCE - 1) + (True,):
-            turn, busy = self._once(side, index, rotation, recorded=recorded)
+            turn, busy = self._once(side, index, rotation, after_rivals, recorded=recorded)
             side.turns += 1
             if not busy or not self._on("committed"):
                 return turn
             side.disturbed_turns += 1
-            if last and not self.spoiled() and self._idle_when_alone(side):
+            if last and not self.spoiled() and self._idle_when_alone(side, busy_s(after_rivals)):
                 raise side.failed(
                     Status.IMPLAUSIBLE, "the device was still at work when the candidate said that it was done"
                 )
         return turn
 
-    def _once(self, side: Side, index: int, rotation: Rotation, *, recorded: bool) -> tuple[Turn, bool]:
+    def _once(
+        self, side: Side, index: int, rotation: Rotation, after_rivals: deque[float], *, recorded: bool
+    ) -> tuple[Turn, bool]:
         ids = side.ids[index]
         order = side.recordings[index].order if recorded else tuple(self._rng.sample(range(len(ids)), rotation.calls))
         request, fields = ("replay", {"key": index}) if recorded else ("time", {"order": [ids[i] for i in order]})
@@ -203,9 +208,9 @@ class CudaClock:
         answer = side.handle.ask(request, fields, deadline_s=TURN_LIMIT_S, spin_s=SPIN_S)
         own = time.perf_counter() - start
         small = self._small_kernel_s()
-        busy = small > busy_s(self._after_rivals)
+        busy = small > busy_s(after_rivals)
         if side.rival:
-            self._after_rivals.append(small)
+            after_rivals.append(small)
         if self._on("still"):
             hold([side])
         claim = claimed(answer, own)
@@ -222,14 +227,14 @@ class CudaClock:
         torch.cuda.synchronize(self._device)
         return time.perf_counter() - start
 
-    def _idle_when_alone(self, side: Side) -> bool:
+    def _idle_when_alone(self, side: Side, limit_s: float) -> bool:
         """Whether the device is idle while this runner is on hold and has had time to finish: then what kept it busy
         was the runner's, not another program's. A kernel of the runner's that does not end keeps it busy, too: such a
         one is found by the deadline of the next turn.
         """
         hold([side])
         time.sleep(0.05)
-        return min(self._small_kernel_s() for _ in range(3)) < busy_s(self._after_rivals)
+        return min(self._small_kernel_s() for _ in range(3)) < limit_s
 
     def output(self, side: Side, turn: Turn, which: int, want: Expected, name: str) -> torch.Tensor:
         """The output of one call of the last turn: read where it lies on the device, or asked for."""

@@ -84,7 +84,8 @@ class Rotation:
     def _draw(self, seed: int) -> tuple[torch.Tensor, ...]:
         with torch.device(self._where):
             generator = torch.Generator(self._where).manual_seed(seed)
-            return self.problem.make_inputs(self.work.dims, self.work.dtype, generator)
+            drawn = self.problem.make_inputs(self.work.dims, self.work.dtype, generator)
+        return tuple(tensor.to(self._where) for tensor in drawn)
 
     def _lay_out(self, sets: int) -> InputSets:
         named = list(zip(self.problem.inputs, self._drawn, strict=True))

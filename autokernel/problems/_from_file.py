@@ -270,7 +270,7 @@ class _Build:
         if flops > FLOAT64_MAX_FLOPS:
             return False
         try:
-            want = expected(self.whole, tensors, self.owned.scalars, flops, "cpu")
+            want = expected(self.whole, tensors, self.owned.scalars, flops, str(tensors[0].device))
             out = self.owned.call(*tensors, **self.owned.scalars)
         except REFUSALS:
             return False

@@ -112,7 +112,7 @@ def understand(path: Path, says: Any) -> Owned:
         values = _drawn(path, make, dims, seed)
         if len(values) != count:
             raise AutokernelError(f"{path}: the inputs were {count} values before and are {len(values)} now")
-        given = [v.detach().cpu() for v in values if isinstance(v, torch.Tensor)]
+        given = [v.detach().to(generator.device) for v in values if isinstance(v, torch.Tensor)]
         return (*given, *(_random_like(value, generator) for value in state.values()))
 
     floats = [v.dtype for v in first if isinstance(v, torch.Tensor) and v.is_floating_point()]
@@ -209,10 +209,13 @@ def _random_like(value: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """New values of the same mean and spread for a parameter. Where all values are one, in a buffer too, they get some
     spread upwards, which keeps a variance positive; any other buffer is a table, a mask or a counter, and stays.
     """
-    wide = value.detach().float()
+    here = value.detach().to(generator.device)
+    wide = here.float()
     constant = bool((wide == wide.reshape(-1)[:1]).all()) if wide.numel() else True
     if not value.is_floating_point() or not (constant or isinstance(value, torch.nn.Parameter)):
-        return value.detach().clone()
+        return here.clone()
     if constant:
-        return (wide + SPREAD * torch.rand(wide.shape, generator=generator)).to(value.dtype)
-    return (wide.mean() + wide.std() * torch.randn(wide.shape, generator=generator)).to(value.dtype)
+        more = torch.rand(wide.shape, generator=generator, device=generator.device)
+        return (wide + SPREAD * more).to(value.dtype)
+    noise = torch.randn(wide.shape, generator=generator, device=generator.device)
+    return (wide.mean() + wide.std() * noise).to(value.dtype)

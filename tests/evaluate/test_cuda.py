@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from autokernel import registry
 from autokernel.evaluate.client import Assignment, JudgeClient, JudgeOptions
-from autokernel.types import Status, Workload
+from autokernel.types import Status, Target, Workload
 
 from .conftest import HONEST, scratch, target, torch_source
 
@@ -61,3 +63,50 @@ def test_what_waits_for_the_device_is_timed_by_its_calls(cuda_judge: JudgeClient
     verdict = cuda_judge.evaluate(Assignment(target("torch", WORK), waits)).verdict
     assert verdict.status is Status.PASS, verdict
     assert (verdict.environment["timed"], verdict.environment["outputs"]) == ("calls", "asked")
+
+
+OWN = {
+    "reference": """
+import torch
+
+def reference(x, y, bias):
+    return torch.nn.functional.gelu(x + y + bias)
+
+def make_inputs(R=1024, C=768):
+    return [torch.randn(R, C), torch.randn(R, C), torch.randn(C)]
+""",
+    "Model": """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(768)
+        self.register_buffer("shift", torch.arange(768) / 768)
+
+    def forward(self, x):
+        return self.norm(x) + self.shift
+
+def get_inputs():
+    return [torch.randn(1024, 768)]
+""",
+}
+KERNELS = {
+    "reference": "def kernel_fn(x, y, bias):\n    return torch.nn.functional.gelu(x + y + bias)\n",
+    "Model": "def kernel_fn(x, norm_weight, norm_bias, shift):\n"
+    "    return torch.nn.functional.layer_norm(x, (768,), norm_weight, norm_bias) + shift\n",
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_an_owner_s_own_problem_is_judged_and_timed(cuda_judge: JudgeClient, kind: str, tmp_path: Path) -> None:
+    """Inputs that the owner's file draws lie on the device, too, in every stage and in the timed calls."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN[kind])
+    problem = registry.load("problems", str(path))
+    work = Workload(dict(problem.shapes["cuda"][0]), "fp32", scalars=dict(problem.scalars))
+    own = Target("own", str(path), "torch", (work,), share=0.1, eager_us=100.0, floor_us=1.0)
+    source = f'import torch\n\nKERNEL_TYPE = "{own.kernel_type}"\nBACKEND = "torch"\n\n\n{KERNELS[kind]}'
+    verdict = cuda_judge.evaluate(Assignment(own, source)).verdict
+    assert verdict.status is Status.PASS, verdict
+    assert verdict.measurements is not None and verdict.measurements.latency_us > 0

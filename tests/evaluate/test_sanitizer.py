@@ -15,6 +15,7 @@ from autokernel.evaluate.client import Assignment, Evaluation, OnEvent
 from autokernel.evaluate.toolrun import Ended, Exercise
 from autokernel.types import AutokernelError, Comparison, Status, Target, Workload
 
+from .test_tools_gpu import PLANTED, source
 from .tool_script import KERNEL, PASS, tool
 
 MEMCHECK = """\
@@ -155,3 +156,8 @@ def test_a_wish_that_cannot_be_met_is_one_clear_line(tmp_path: Path, monkeypatch
         sanitizer.required("cuda")
     with pytest.raises(AutokernelError, match="got a bench command"):
         toolrun.suits("/some/bench.json")
+
+
+@pytest.mark.parametrize(("backend", "edit"), [(each[0], each[2]) for each in PLANTED.values()], ids=PLANTED)
+def test_what_is_planted_on_a_gpu_still_fits_the_starters(backend: str, edit: tuple[str, str]) -> None:
+    assert edit[1] in source(backend, edit)

@@ -36,7 +36,7 @@ PAST_THE_END = (
     "if (first + j >= 0 && first + j < columns) row[first + j] = narrow<T>(v[j]);",
     ("if (first + j >= 0) row[first + j] = narrow<T>(v[j]);"),
 )
-NO_BARRIER = "mine[threadIdx.x / 32] = v;\n    __syncthreads();", "mine[threadIdx.x / 32] = v;"
+NO_BARRIER = "row[threadIdx.x / 32] = v;\n    __syncthreads();", "row[threadIdx.x / 32] = v;"
 UNWRITTEN = (
     PAST_THE_END[0],
     ("if (first + j >= 0 && first + j < columns) row[first + j] = narrow<T>(v[j] + 0 * float(row[first + j]));"),
@@ -48,16 +48,15 @@ NO_MASK = (
 )
 
 
-@pytest.mark.parametrize(
-    ("backend", "tool", "edit", "kernel"),
-    [
-        ("cuda", "memcheck", PAST_THE_END, "rmsnorm"),
-        ("cuda", "racecheck", NO_BARRIER, "rmsnorm"),
-        ("cuda", "initcheck", UNWRITTEN, "rmsnorm"),
-        ("triton", "memcheck", NO_MASK, "short_rows_kernel"),
-    ],
-    ids=["cuda-memcheck", "cuda-racecheck", "cuda-initcheck", "triton-memcheck"],
-)
+PLANTED = {
+    "cuda-memcheck": ("cuda", "memcheck", PAST_THE_END, "rmsnorm"),
+    "cuda-racecheck": ("cuda", "racecheck", NO_BARRIER, "rmsnorm"),
+    "cuda-initcheck": ("cuda", "initcheck", UNWRITTEN, "rmsnorm"),
+    "triton-memcheck": ("triton", "memcheck", NO_MASK, "short_rows_kernel"),
+}
+
+
+@pytest.mark.parametrize(("backend", "tool", "edit", "kernel"), PLANTED.values(), ids=PLANTED)
 def test_what_was_planted_is_found(backend: str, tool: sanitizer.Tool, edit: tuple[str, str], kernel: str) -> None:
     (result,) = sanitizer.check(Exercise(source(backend, edit), "rmsnorm", backend, "cuda"), (tool,))
     print(result.told)
