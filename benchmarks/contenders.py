@@ -2,8 +2,10 @@
 
     python benchmarks/contenders.py --device cuda --dtype fp16 < request.json
 
-The request names a case and the contenders to skip; each contender is announced on standard output before its turn, so
-that whoever reads knows which one ended the process.
+The request names a case and the contenders to skip. All are built and checked first; then they are timed in ROUNDS
+rounds, in turn, and what counts is the median of a contender's rounds: a device that grows hot, or a neighbour that
+comes and goes, meets all of them. Among them is a copy of as many bytes as the case reads and writes. Each is announced
+on standard output before its turn, so that whoever reads knows which one ended the process.
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from clock import median_us
 
 from autokernel import assets, hardware, registry, runfile
-from autokernel.types import Workload
+from autokernel.types import Tolerance, Workload
+
+if TYPE_CHECKING:
+    from autokernel.evaluate.correctness import Expected
 
 OURS = ("triton", "cuda", "cpp")
+COPY = "copy"  # no contender: what memory allows, timed among them
+ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +173,18 @@ def load(path: Path) -> Any:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Times what the parent asks for on standard input, a line of JSON each; answers on standard output."""
+    """Checks and times what the parent asks for on standard input, a line of JSON; answers on standard output."""
     import torch
 
-    from autokernel.evaluate.correctness import expected, mismatch
+    from autokernel.evaluate.correctness import expected
 
     torch.set_grad_enabled(False)
     answers = sys.stdout
     sys.stdout = sys.stderr
+
+    def say(**answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
     request = json.loads(sys.stdin.read())
     case = Case(**request["case"])
     problem = registry.load("problems", case.problem)
@@ -181,31 +193,66 @@ def work(options: argparse.Namespace) -> None:
         generator = torch.Generator(options.device).manual_seed(7)
         there = problem.make_inputs(workload.dims, workload.dtype, generator)
         want = expected(problem, there, workload.scalars, problem.flops(workload), options.device)
+        # As much is written again. Filled: memory that was never written is read from one page of zeros.
+        source = torch.ones(problem.bytes(workload) // 2, dtype=torch.uint8)
+        copy = functools.partial(torch.empty_like(source).copy_, source)
+    calls: dict[str, Callable[[], Any]] = {} if COPY in request["skip"] else {COPY: copy}
+    errors: dict[str, float] = {}
     for name, make in contenders(case, options.device, options.compile_mode, options.peer):
         if name in request["skip"]:
             continue
-        print(json.dumps({"begin": name}), file=answers, flush=True)
-        answer: dict[str, Any] = {"name": name}
+        say(begin=name)
         try:
             call = functools.partial(make(), *there, **workload.scalars)  # builds, which takes no turn
             with alone(options.lock):
-                out = call()
-                if tuple(out.shape) != tuple(want.oracle.shape) or out.dtype != want.dtype:
-                    raise ValueError(
-                        f"{want.dtype} {tuple(want.oracle.shape)} expected, {out.dtype} {tuple(out.shape)} returned"
-                    )
-                tolerance = problem.tolerances[options.dtype]
-                worst, wrong = mismatch(out, want, tolerance, statistical=not name.startswith("peer"))
-                answer |= {"error": worst}
-                if wrong and name not in ("eager", "compile", "library"):
-                    answer["failed"] = f"wrong: {wrong}"
-                else:
-                    answer["us"] = median_us(call, options.device)
+                errors[name], wrong = checked(call(), want, problem.tolerances[options.dtype], name)
+            if wrong:
+                say(name=name, error=errors[name], failed=f"wrong: {wrong}")
+            else:
+                calls[name] = call
         except Exception as error:  # a contender may raise anything; the table says what
-            answer["failed"] = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            )
-        print(json.dumps(answer), file=answers, flush=True)
+            say(name=name, failed=in_a_line(error))
+            settle(options.device)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(ROUNDS):
+        with alone(options.lock):
+            # Every other round backwards: who is early in a round, when the device is cool, is late in the next.
+            for name in list(calls)[:: -1 if turn % 2 else 1]:
+                say(begin=name)
+                try:
+                    times[name].append(median_us(calls[name], options.device))
+                except Exception as error:
+                    del calls[name]
+                    say(name=name, failed=in_a_line(error))
+                    settle(options.device)
+    for name in calls:
+        said = {"error": errors[name]} if name in errors else {}
+        say(name=name, us=statistics.median(times[name]), rounds_us=times[name], **said)
+
+
+def checked(out: Any, want: Expected, tolerance: Tolerance, name: str) -> tuple[float, str | None]:
+    """(the largest error over its budget, what is wrong with a contender's output or None). PyTorch's own are timed
+    whatever their error: it is what they are.
+    """
+    from autokernel.evaluate.correctness import mismatch
+
+    if tuple(out.shape) != tuple(want.oracle.shape) or out.dtype != want.dtype:
+        raise ValueError(f"{want.dtype} {tuple(want.oracle.shape)} expected, {out.dtype} {tuple(out.shape)} returned")
+    worst, wrong = mismatch(out, want, tolerance, statistical=not name.startswith("peer"))
+    return worst, None if name in ("eager", "compile", "library") else wrong
+
+
+def settle(device: str) -> None:
+    """Raises where an error has left the device of no more use to this process: the others need another one."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def in_a_line(error: Exception) -> str:
+    """The error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 @contextlib.contextmanager
@@ -217,27 +264,6 @@ def alone(lock: Path | None) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # given up with the file, and with the process
         yield
-
-
-def median_us(call: Callable[[], Any], device: str) -> float:
-    """Median time of one call, the cache overwritten before each, in microseconds."""
-    if device != "cpu":
-        from triton.testing import do_bench
-
-        return float(do_bench(call, warmup=50, rep=300, return_mode="median")) * 1e3
-    import torch
-
-    llc = hardware.measure(device).llc_bytes
-    flush = torch.empty(2 * llc, dtype=torch.uint8)
-    for _ in range(3):
-        call()
-    samples, started = [], time.perf_counter()
-    while len(samples) < 15 or (time.perf_counter() - started < 1.0 and len(samples) < 200):
-        flush.fill_(len(samples) & 1)
-        begin = time.perf_counter()
-        call()
-        samples.append((time.perf_counter() - begin) * 1e6)
-    return statistics.median(samples)
 
 
 def options_of(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

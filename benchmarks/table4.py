@@ -9,9 +9,10 @@ Rivals: PyTorch eager, torch.compile, the best library calls (SDPA's flash and c
 Liger's Triton kernels where it can be imported), and with --peer any folder of kernel files that define kernel_fn.
 Ours: the starters of each backend that this device runs, as they would be extracted. Every output is checked against
 the problem's oracle before it is timed; what is wrong is not timed. Times are medians of single calls, each after the
-cache was overwritten (on CUDA: triton.testing.do_bench with return_mode="median"). The floor is the roofline of
-ceilings measured in the same run. Each case has a process of its own (contenders.py); a contender that kills it is
-marked, and skipped.
+cache was overwritten (on CUDA as triton.testing.do_bench does), over rounds in which all take turns.
+Where memory decides, "copy" is the measure: the device's own copy of as many bytes as the case reads and writes, timed
+in turn with the rest. Where arithmetic does, the floor is its operations over the best product measured in the same
+run. Each case has a process of its own (contenders.py); a contender that kills it is marked, and skipped.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contenders import CPU_CASES, CUDA_CASES, DECODE_CASES, OURS, Case, options_of
+from contenders import COPY, CPU_CASES, CUDA_CASES, DECODE_CASES, OURS, Case, options_of
 
 from autokernel import hardware, registry
 
@@ -50,7 +51,7 @@ def measure(case: Case, options: argparse.Namespace, gpu: str | None, locks: Pat
         for peer in options.peer:
             command += ["--peer", str(peer)]
         request = json.dumps({"case": dataclasses.asdict(case), "skip": [each["name"] for each in found]})
-        begun = None
+        begun, known = None, len(found)
         try:
             done = subprocess.run(
                 command, input=request, capture_output=True, text=True, timeout=CASE_S, check=False, env=environment
@@ -65,35 +66,47 @@ def measure(case: Case, options: argparse.Namespace, gpu: str | None, locks: Pat
                 found.append(said)
         if code == 0:
             return found
-        if begun is None:
+        if begun is not None:
+            found.append({"name": begun, "failed": f"its process ended with {code}: {' '.join(tail)}"})
+        elif len(found) == known:
             return [*found, {"name": "-", "failed": f"the case could not be set up: {' '.join(tail)}"}]
-        found.append({"name": begun, "failed": f"its process ended with {code}: {' '.join(tail)}"})
 
 
-def line(case: Case, found: Sequence[dict[str, Any]], floor_us: float) -> dict[str, Any]:
-    """One row: times by contender, the best rival, our best, and their ratio."""
+def line(case: Case, found: Sequence[dict[str, Any]], floor_us: float | None) -> dict[str, Any]:
+    """One row: times by contender, the best rival, our best, and their ratio. ``floor_us`` is that of the arithmetic,
+    or None where memory decides: such a row has the time of the copy instead.
+    """
     times = {each["name"]: each["us"] for each in found if "us" in each}
+    copy_us = times.pop(COPY, None)
     ours = {name: t for name, t in times.items() if name in OURS}
     rivals = {name: t for name, t in times.items() if name not in OURS and not name.startswith("peer")}
-    row: dict[str, Any] = {"case": case.name, "problem": case.problem, "times_us": times, "floor_us": floor_us}
+    row: dict[str, Any] = {"case": case.name, "problem": case.problem, "times_us": times}
+    row["rounds_us"] = {each["name"]: each["rounds_us"] for each in found if "rounds_us" in each}
     row["failed"] = {each["name"]: each["failed"] for each in found if "failed" in each}
+    kind, measure_us = (COPY, copy_us) if floor_us is None else ("floor", floor_us)
+    if measure_us is not None:
+        row[f"{kind}_us"] = measure_us
     if ours and rivals:
         row["best_rival"], row["ours"] = min(rivals, key=rivals.__getitem__), min(ours, key=ours.__getitem__)
         row["ratio"] = rivals[row["best_rival"]] / ours[row["ours"]]
-        row["of_floor"] = floor_us / ours[row["ours"]]
+        if measure_us is not None:
+            row[f"of_{kind}"] = measure_us / ours[row["ours"]]
     return row
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown. Rows of older runs have a floor whatever decides."""
     names = list(dict.fromkeys(name for row in rows for name in row["times_us"]))
-    head = ["case", *names, "floor", "best rival / ours", "of floor"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [f"{row['times_us'][n]:.1f}" if n in row["times_us"] else "–" for n in names]
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else "–"
-        share = f"{row['of_floor']:.2f}" if "of_floor" in row else "–"
-        lines.append("| " + " | ".join([row["case"], *cells, f"{row['floor_us']:.1f}", ratio, share]) + " |")
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {"case": lambda row: row["case"]}
+    for name in names:
+        columns[name] = lambda row, name=name: figure(row["times_us"].get(name), 1)
+    columns["best rival / ours"] = lambda row: figure(row.get("ratio"), 2)
+    for kind in (COPY, "floor"):
+        if any(f"{kind}_us" in row for row in rows):
+            columns[kind] = lambda row, kind=kind: figure(row.get(f"{kind}_us"), 1)
+            columns[f"of {kind}"] = lambda row, kind=kind: figure(row.get(f"of_{kind}"), 2)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if ratios:
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -101,6 +114,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         lines += [f"- {row['case']}, {name}: {why}" for name, why in row["failed"].items()]
     return "\n".join(lines)
+
+
+def figure(value: float | None, digits: int) -> str:
+    """A cell: the number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def chart(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -147,19 +165,22 @@ def main() -> None:
     cases = [case for case in known if not options.only or any(word in case.name for word in options.only)]
     if not cases:
         parser.error(f"no case contains {options.only}; there are: {', '.join(case.name for case in known)}")
-    ceilings = hardware.measure(options.device, refresh=True)
     idle: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     gpus = [each for each in options.gpus.split(",") if each] or [None]
+    if gpus[0]:  # this process measures where its workers do: another GPU may be at work
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    ceilings = hardware.measure(options.device, refresh=True)
     for gpu in gpus * options.jobs:
         idle.put(gpu)
 
     def row(case: Case) -> dict[str, Any]:
         workload = case.workload(options.dtype)
         problem = registry.load("problems", case.problem)
-        floor_us = ceilings.floor_us(problem.flops(workload), problem.bytes(workload), workload.dtype)
+        arithmetic_us = ceilings.compute_us(problem.flops(workload), workload.dtype)
+        decides = arithmetic_us > ceilings.memory_us(problem.bytes(workload))
         gpu = idle.get()
         try:
-            return line(case, measure(case, options, gpu, Path(locks)), floor_us)
+            return line(case, measure(case, options, gpu, Path(locks)), arithmetic_us if decides else None)
         finally:
             idle.put(gpu)
 
