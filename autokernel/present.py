@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autokernel.display import clock, outcome, span, times
-from autokernel.proof import Proof, tables
+from autokernel.proof import NAMES, Proof, tables
 from autokernel.report import Report, TargetReport
 
 HEADINGS = (
@@ -43,12 +44,18 @@ def headline(report: Report) -> str:
     counts = f"{len(report.rows)} experiments, {report.kept} kept"
     if report.projected_speedup is None:
         return f"{report.run}: {counts}"
-    told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
-    measured = report.proof.speedup.get("ours", {}).get("eager") if report.proof else None
-    if measured and report.proof and report.proof.train:
-        return f"{report.run}: {counts}; a training step {measured['mean']:.2f}x as fast as eager (measured)"
-    if measured:
-        told = f"{measured['mean']:.2f}x as fast as eager (measured; projected {report.projected_speedup:.2f}x)"
+    proof = report.proof
+    if report.nothing or (proof and proof.fastest is None):
+        return f"{report.run}: {counts}; nothing is to be applied"
+    if proof is None or proof.fastest is None:
+        told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
+        return f"{report.run}: {counts}; the whole forward pass {told}"
+    mode = "ours" if "ours" in proof.applied else proof.fastest
+    gain = f"{proof.speedup[mode]['eager']['mean']:.2f}x as fast as eager"
+    beside = "" if mode == "ours" else f"{NAMES[mode]}, "
+    if proof.train:
+        return f"{report.run}: {counts}; a training step {gain} ({beside}measured)"
+    told = f"{gain} ({beside}measured; projected {report.projected_speedup:.2f}x)"
     return f"{report.run}: {counts}; the whole forward pass {told}"
 
 
@@ -94,6 +101,8 @@ def show(report: Report, console: Console) -> None:
     console.print(f"[dim]{FOOTNOTE}[/]\n", soft_wrap=True)
     if report.proof:
         show_proof(report.proof, console)
+    elif report.nothing:
+        console.print(f"{report.nothing}\n", style="bold", markup=False, highlight=False, soft_wrap=True)
     for line in facts(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in report.advice:
@@ -102,7 +111,7 @@ def show(report: Report, console: Console) -> None:
 
 def show_proof(proof: Proof, console: Console) -> None:
     """A verification on a terminal: whole forwards, each kernel's trial, and what it comes to."""
-    for rows in tables(proof):
+    for rows in filter(_is_filled, tables(proof)):
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for index, heading in enumerate(rows[0]):
             table.add_column(heading, justify="left" if index in (0, len(rows[0]) - 1) else "right", no_wrap=index == 0)
@@ -116,6 +125,10 @@ def show_proof(proof: Proof, console: Console) -> None:
     console.print()
 
 
+def _is_filled(rows: Sequence[tuple[str, ...]]) -> bool:
+    return len(rows) > 1  # more than a heading
+
+
 def markdown(report: Report) -> str:
     """report.md: the same, for a pull request or a colleague, with the kept experiments in order."""
     lines = [f"# {headline(report)}", ""]
@@ -127,9 +140,11 @@ def markdown(report: Report) -> str:
     lines += ["", FOOTNOTE, ""]
     if report.proof:
         lines += ["## The whole model, measured", "", f"{report.proof.headline()}.", ""]
-        for rows in tables(report.proof):
+        for rows in filter(_is_filled, tables(report.proof)):
             lines += [_row(rows[0]), _row(("---",) * len(rows[0])), *(_row(row) for row in rows[1:]), ""]
         lines += [*(f"- {line}" for line in report.proof.why()), ""]
+    elif report.nothing:
+        lines += [f"{report.nothing[0].upper()}{report.nothing[1:]}.", ""]
     lines += ["## How it went", "", *(f"- {line}" for line in facts(report)), ""]
     kept = [row for row in report.rows if row.decision == "keep"]
     if kept:

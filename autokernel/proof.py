@@ -13,14 +13,22 @@ from autokernel.run.history import Row
 from autokernel.types import AutokernelError
 
 FILE = "verification.json"
-NAMES = {"eager": "eager", "compile": "torch.compile", "ours": "ours", "ours+compile": "ours + torch.compile"}
+NAMES = {
+    "eager": "eager",
+    "compile": "torch.compile",
+    "compile+graphs": "CUDA graphs",  # torch.compile(mode="reduce-overhead")
+    "ours": "ours",
+    "ours+compile": "ours + torch.compile",
+    "ours+graphs": "ours + CUDA graphs",
+}
+BESIDE = {"ours": "eager", "ours+compile": "compile", "ours+graphs": "compile+graphs"}  # what a mode is held against
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
     """One verification. ``speedup`` maps a mode to {"eager" | "compile": {"mean", "low", "high"}}, ratios above 1 where
     the mode is faster; ``projection`` holds Amdahl's figure for all kernels, for those that are applied, and for those
-    with the time between kernels counted in.
+    with the time between kernels counted in; ``failed`` what could not be had: {"error": its kind, "reason": a line}.
     """
 
     forward_us: Mapping[str, float]
@@ -31,6 +39,25 @@ class Proof:
     projection: Mapping[str, float]
     train: bool
     commits: Mapping[str, str]
+    failed: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rival(self) -> str:
+        """The best that there is without kernels."""
+        return min((name for name in BESIDE.values() if name in self.forward_us), key=self.forward_us.__getitem__)
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """The modes in which a kernel pays. In the others nothing is applied, and their times are of the rest alone."""
+        return tuple(
+            mode for mode, steps in self.steps.items()
+            if mode in self.forward_us and any(step["applied"] for step in steps)
+        )  # fmt: skip
+
+    @property
+    def fastest(self) -> str | None:
+        """The fastest mode in which a kernel pays; None where there is none."""
+        return min(self.applied, key=self.forward_us.__getitem__, default=None)
 
     def gain(self, mode: str, over: str) -> str:
         """ "1.52x [1.49, 1.55]", or "" where it was not measured."""
@@ -43,8 +70,14 @@ class Proof:
         wrong = [NAMES[mode] for mode in modes if not self.outputs[mode]["passed"]]
         if wrong:
             return f"the outputs of {' and '.join(wrong)} are wrong: apply nothing; see autokernel verify --diagnose"
-        mode = min(modes, key=lambda m: self.forward_us[m])
-        rival = min(("eager", "compile"), key=lambda n: self.forward_us.get(n, float("inf")))
+        mode, rival = self.fastest, self.rival
+        if mode is None:
+            why = "no kernel was shown to pay end to end" if modes else "the model runs with none of the kernels"
+            why = why if self.commits else "no kernel of this run beats eager"
+            best = (
+                f"{NAMES[rival]} is {self.gain(rival, 'eager')} over eager" if rival != "eager" else "stay with eager"
+            )
+            return f"nothing is to be applied: {why}; {best}"
         found = self.speedup[mode][rival]
         over = f"{self.gain(mode, rival)} over {NAMES[rival]}, the best without kernels"
         eager = f"; {self.gain(mode, 'eager')} over eager" if rival != "eager" else ""
@@ -60,7 +93,10 @@ class Proof:
         measured = self.speedup.get("ours", {}).get("eager")
         if not told or not measured:
             return []
-        lines = [f"projected {told['all']:.2f}x over eager by Amdahl's law, measured {measured['mean']:.2f}x"]
+        projected = f"projected {told['all']:.2f}x over eager by Amdahl's law"
+        if "ours" not in self.applied:
+            return [f"{projected}; beside eager no kernel is applied"]
+        lines = [f"{projected}, measured {measured['mean']:.2f}x"]
         if told["applied"] < told["all"] - 0.005:
             lines.append(f"{told['applied']:.2f}x is projected for the kernels that are applied alone")
         if told["walls"] < told["applied"] - 0.005:
@@ -84,22 +120,34 @@ def read(folder: Path) -> Proof | None:
         data = json.loads(path.read_text())
         return Proof(
             data["forward_us"], data["speedup"], data["steps"], data["outputs"], data["best"], data["projection"],
-            data["train"], {name: kernel["commit"] for name, kernel in data["kernels"].items()},
+            data["train"], {name: kernel["commit"] for name, kernel in data["kernels"].items()}, data.get("failed", {}),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AutokernelError(f"{path} cannot be read ({error}); `autokernel verify` writes it anew") from error
 
 
+def has_model(folder: Path) -> bool:
+    """Whether a model was profiled for this run, so that there is something to verify; not so for a kernel with a
+    reference of its own.
+    """
+    return "fingerprint" in _profile(folder)
+
+
 def winners(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
     """The kernels that would be applied to the model that was profiled: target -> commit; none where there is no model
-    to apply them to (a kernel with a reference of its own).
+    to apply them to.
     """
-    path = folder / "profile.json"
-    data = json.loads(path.read_text()) if path.exists() else {}
-    if "fingerprint" not in data:
+    if not has_model(folder):
         return {}
-    standing = ((target["name"], history.champion(rows, target["name"])) for target in data["targets"])
+    targets = _profile(folder)["targets"]
+    standing = ((target["name"], history.champion(rows, target["name"])) for target in targets)
     return {name: row.commit for name, row in standing if row and (row.speedup_vs_eager or 0.0) > 1.0}
+
+
+def _profile(folder: Path) -> Mapping[str, Any]:
+    path = folder / "profile.json"
+    data: Mapping[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return data
 
 
 def standing(folder: Path, rows: Sequence[Row]) -> Proof | None:
@@ -110,23 +158,31 @@ def standing(folder: Path, rows: Sequence[Row]) -> Proof | None:
 
 def tables(proof: Proof) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Rows for people: whole forwards, and each kernel's trial. The first row of each is its heading."""
+    rivals = [name for name in BESIDE.values() if name in proof.forward_us]
     times: list[tuple[str, ...]] = [
-        ("the whole model", "step" if proof.train else "forward", "over eager", "over torch.compile", "outputs")
+        (
+            "the whole model",
+            "step" if proof.train else "forward",
+            *(f"over {NAMES[name]}" for name in rivals),
+            "outputs",
+        )
     ]
-    for mode, forward_us in proof.forward_us.items():
+    for mode in (name for name in NAMES if name in proof.forward_us):
         told = proof.outputs.get(mode)
         right = "" if told is None else f"off by {told['error']:.1e}, the original by {told['original_error']:.1e}"
         if told is not None and not told["passed"]:
             right = f"WRONG: {told['worst']}"
-        forward = f"{forward_us / 1e3:.2f} ms"
-        times.append((NAMES[mode], forward, proof.gain(mode, "eager"), proof.gain(mode, "compile"), right))
+        forward = f"{proof.forward_us[mode] / 1e3:.2f} ms"
+        times.append((NAMES[mode], forward, *(proof.gain(mode, name) for name in rivals), right))
+    for mode in (name for name in NAMES if name in proof.failed):
+        told = proof.failed[mode]
+        times.append((NAMES[mode], "–", *("" for _ in rivals), f"not to be had: {told['error']}: {told['reason']}"))
     trials: list[tuple[str, ...]] = [("kernel", "beside", "places", "calls a forward", "gain end to end", "verdict")]
     for mode, steps in proof.steps.items():
         for step in steps:
             gain = step["gain"]
             shown = f"{gain['mean']:.3f}x [{gain['low']:.3f}, {gain['high']:.3f}]" if gain else "–"
-            beside = "eager" if mode == "ours" else "torch.compile"
             word = "applied" if step["applied"] else f"left out: {step['reason']}"
             calls = f"{step['calls_a_forward']:g}"
-            trials.append((step["target"], beside, str(step["regions"]), calls, shown, word))
+            trials.append((step["target"], NAMES[BESIDE[mode]], str(step["regions"]), calls, shown, word))
     return times, trials

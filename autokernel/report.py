@@ -83,6 +83,7 @@ class Report:
     failures: Sequence[Failure]
     advice: Sequence[str]
     proof: Proof | None = None  # whole forwards, measured, where the kernels that stand are those that were verified
+    nothing: str = ""  # where no kernel won and no whole forward was measured: that, and what is known without kernels
 
     @property
     def kept(self) -> int:
@@ -134,6 +135,8 @@ def build(place: Path) -> Report:
     spent = unbooked.total(
         [*(Cost(r.tokens_in, r.tokens_out, r.cost_usd) for r in rows), *(e.cost for e in unbooked.read(folder))]
     )
+    proven = proof.standing(folder, rows)
+    barren = proven is None and bool(rows) and proof.has_model(folder) and not proof.winners(folder, rows)
     return Report(
         run=folder.resolve().name,
         folder=folder,
@@ -148,8 +151,19 @@ def build(place: Path) -> Report:
         tokens=spent.tokens_in + spent.tokens_out,
         failures=failures,
         advice=_advice(rows, targets, failures, (kept_aa, total_aa), profile),
-        proof=proof.standing(folder, rows),
+        proof=proven,
+        nothing=_nothing(profile) if barren else "",
     )
+
+
+def _nothing(profile: Mapping[str, Any] | None) -> str:
+    """What to tell of a run without a kernel that beats eager; torch.compile's best where its profile timed it."""
+    told = "nothing is to be applied: no kernel of this run beats eager"
+    levers = [each for each in (profile or {}).get("levers", ()) if each["kind"] == "compile" and each["speedup"]]
+    best = max(levers, key=lambda each: each["speedup"], default=None)
+    if best is None:
+        return f"{told}; autokernel verify times what torch.compile alone gives"
+    return f"{told}; {best['name']} alone is {best['speedup']:.2f}x [{best['low']:.2f}, {best['high']:.2f}] over eager"
 
 
 def projection(targets: Sequence[TargetReport]) -> float:

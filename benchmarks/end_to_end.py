@@ -7,8 +7,9 @@
 
 Each model is one call of ``autokernel run``, in a process of its own, whose last act verifies: right outputs, kernels
 added one at a time and kept where they pay, then whole forwards of every variant against each other. Prints two tables
-in Markdown: the models, and every kernel's trial, those that were left out included. Exits 1 where outputs are wrong,
-or a model is slower with what was applied than the best of eager and torch.compile without it, beyond the interval.
+in Markdown: the models, and every kernel's trial, those that were left out included. A run that has nothing to apply is
+a row that says so. Exits 1 where there is no row, where outputs are wrong, and where a model is slower with what was
+applied than without it (beside eager, torch.compile, or on a GPU torch.compile with CUDA graphs), beyond the interval.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from autokernel import assets, hardware, proof
 from autokernel.types import AutokernelError
 
 RUN_S = 1800.0  # beyond the budget: building and verifying a model of billions of parameters
-OURS = ("ours", "ours+compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,40 +98,35 @@ def measure(case: Case, device: str, budget: str, keep: Path | None, environment
             return {**row, "failed": str(error)}
         if found is None:
             words = printed.read_text().strip().splitlines() or [f"exit status {done.returncode}"]
-            return {**row, "failed": words[-1]}
+            return {**row, "failed": next((line for line in words if line.startswith("not verified")), words[-1])}
         return {**row, "verification": dataclasses.asdict(found)}
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: the models with their times, then every kernel's trial in its model."""
-    head = ("model", "eager", "torch.compile", "ours", "ours + compile", "over eager", "over the best of both",
-            "projected", "outputs", "seconds")  # fmt: skip
+    head = ("model", *proof.NAMES.values(), "over eager", "over the best without kernels", "projected", "outputs",
+            "seconds")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     trials: list[str] = []
+    missing: list[str] = []
     for row in rows:
         if "failed" in row:
             lines.append(f"| {row['case']} | {row['failed']} |" + " |" * (len(head) - 2))
             continue
         found = proof.Proof(**row["verification"])
-        mode = fastest(found)
         times = [f"{found.forward_us[m] / 1e3:.2f} ms" if m in found.forward_us else "–" for m in proof.NAMES]
-        right = "right" if all(each["passed"] for each in found.outputs.values()) else "WRONG"
-        projected = f"{found.projection['all']:.2f}x" if found.projection else "–"
-        cells = [f"{row['case']}, {row['dtype']}", *times, found.gain(mode, "eager"), found.gain(mode, rival(found))]
-        lines.append("| " + " | ".join([*cells, projected, right, f"{row['seconds']:.0f}"]) + " |")
+        cells = [f"{row['case']}, {row['dtype']}", *times, found.gain(found.fastest or found.rival, "eager")]
+        cells.append(found.gain(found.fastest, found.rival) if found.fastest else "nothing to apply")
+        cells.append(f"{found.projection['all']:.2f}x" if found.projection else "–")
+        cells.append("right" if all(each["passed"] for each in found.outputs.values()) else "WRONG")
+        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
         heading, *each = proof.tables(found)[1]
         trials = trials or ["| model | " + " | ".join(heading) + " |", "|" + "---|" * (len(heading) + 1)]
         trials += [f"| {row['case']} | " + " | ".join(cells) + " |" for cells in each]
-    return "\n".join([*lines, "", *trials])
-
-
-def fastest(found: proof.Proof) -> str:
-    return min((mode for mode in OURS if mode in found.forward_us), key=lambda mode: found.forward_us[mode])
-
-
-def rival(found: proof.Proof) -> str:
-    """The best that there is without kernels."""
-    return min(("eager", "compile"), key=lambda name: found.forward_us.get(name, float("inf")))
+        missing += [
+            f"- {row['case']}: {proof.NAMES[n]} not to be had: {why['reason']}" for n, why in found.failed.items()
+        ]
+    return "\n".join([*lines, "", *trials, *(["", *missing] if missing else [])])
 
 
 def bad(row: Mapping[str, Any]) -> bool:
@@ -139,8 +134,9 @@ def bad(row: Mapping[str, Any]) -> bool:
     if "failed" in row:
         return True
     found = proof.Proof(**row["verification"])
-    slower = found.speedup[fastest(found)][rival(found)]["high"] < 1
-    return slower or not all(each["passed"] for each in found.outputs.values())
+    broken = bool(found.commits) and not found.steps  # kernels that won, and no mode that runs
+    slower = any(found.speedup[mode][proof.BESIDE[mode]]["high"] < 1 for mode in found.applied)
+    return broken or slower or not all(each["passed"] for each in found.outputs.values())
 
 
 def main() -> None:

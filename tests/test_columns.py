@@ -38,7 +38,7 @@ DAEMON = (
 # Both columns speak of these; no torch.
 SHARED = ("evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml")
 USER = ("engage",)  # in the process of whoever owns the model: sees the device column, and what a run wrote
-READ_BY_USER = ("run.history",)
+READ_BY_USER = ("run.history", "proof")
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
     "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,

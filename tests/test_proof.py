@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,100 @@ def test_wrong_outputs_come_first(run: Path) -> None:
     found = write(run, verification(9.0, 1.2, outputs=wrong))
     assert "outputs of ours are wrong: apply nothing" in found.headline()
     assert proof.tables(found)[0][-1][-1] == "WRONG: output 0"
+
+
+def graphed(**changes: Any) -> dict[str, Any]:
+    """Of the same model on a GPU: CUDA graphs are the best without kernels, and ours beside them are no better."""
+    told = verification(1.5, 1.2)
+    times = {**told["forward_us"], "compile+graphs": 5e4, "ours+graphs": 4.9e4}
+    beside = {"eager": ratio(2.04), "compile": ratio(1.7), "compile+graphs": ratio(1.01)}
+    speedup = {
+        **told["speedup"],
+        "compile+graphs": {"eager": ratio(2.0), "compile": ratio(1.67)},
+        "ours+graphs": beside,
+    }
+    speedup["ours"] = {**speedup["ours"], "compile+graphs": ratio(0.75)}
+    steps = {**told["steps"], "ours+graphs": told["steps"]["ours"]}
+    outputs = {**told["outputs"], "ours+graphs": told["outputs"]["ours"]}
+    return {**told, "forward_us": times, "speedup": speedup, "steps": steps, "outputs": outputs, **changes}
+
+
+def test_cuda_graphs_are_a_rival_and_a_mode(run: Path) -> None:
+    found = write(run, graphed())
+    assert (found.rival, found.fastest) == ("compile+graphs", "ours+graphs")
+    told = found.headline()
+    assert told.startswith("no difference shown end to end: ours + CUDA graphs is 1.01x [0.99, 1.03] over CUDA graphs")
+    models, trials = proof.tables(found)
+    assert models[0][2:5] == ("over eager", "over torch.compile", "over CUDA graphs")
+    assert [row[0] for row in models[1:]] == [
+        "eager", "torch.compile", "CUDA graphs", "ours", "ours + CUDA graphs"
+    ]  # fmt: skip
+    assert [row[1] for row in trials[1:]] == ["eager", "CUDA graphs"]
+
+
+def test_what_could_not_be_had_is_told_with_its_reason(run: Path) -> None:
+    why = {"error": "NotRecorded", "reason": "PyTorch cannot record this model"}
+    found = write(run, verification(1.5, 1.2, failed={"compile+graphs": why, "ours+graphs": why}))
+    rows = proof.tables(found)[0]
+    assert rows[-1] == (
+        "ours + CUDA graphs",
+        "–",
+        "",
+        "",
+        "not to be had: NotRecorded: PyTorch cannot record this model",
+    )
+    assert found.headline().startswith("measured end to end: ours is 1.25x")
+    assert "not to be had: NotRecorded" in present.markdown(report.build(run))
+
+
+def barren(run: Path, **changes: Any) -> None:
+    """The same run, had its kernel been slower than eager."""
+    profile = json.loads((run / "profile.json").read_text())
+    (run / "profile.json").write_text(json.dumps({**profile, **changes}))
+    rows = [dataclasses.replace(row, speedup_vs_eager=0.9) for row in history.read(run)]
+    (run / "results.tsv").write_text(history.render(rows))
+
+
+def test_a_run_that_won_nothing_says_so_and_what_there_is_without(run: Path) -> None:
+    none: dict[str, Any] = {"kernels": {}, "steps": {}, "outputs": {}}
+    times = {"forward_us": {"eager": 1e5, "compile": 5e4}, "speedup": {"compile": {"eager": ratio(2.0)}}}
+    barren(run)
+    told = write(run, verification(1.0, 2.0, **none, **times)).headline()
+    assert told == (
+        "nothing is to be applied: no kernel of this run beats eager; torch.compile is 2.00x [1.98, 2.02] over eager"
+    )
+    text = present.markdown(report.build(run))
+    assert told in text and "| kernel | beside |" not in text
+
+
+def test_where_no_kernel_pays_nothing_is_applied_whatever_the_times(run: Path) -> None:
+    """The modes differ from eager all the same: Dynamo runs the model, and no kernel does."""
+    told = verification(1.5, 1.2)
+    left_out = {**told["steps"]["ours"][0], "applied": False, "reason": "not shown to pay end to end"}
+    found = write(run, {**told, "steps": {"ours": [left_out]}})
+    assert (found.fastest, found.applied) == (None, ())
+    assert found.headline() == (
+        "nothing is to be applied: no kernel was shown to pay end to end; "
+        "torch.compile is 1.20x [1.18, 1.22] over eager"
+    )
+    assert found.why() == ["projected 1.80x over eager by Amdahl's law; beside eager no kernel is applied"]
+    assert present.headline(report.build(run)).endswith("; nothing is to be applied")
+
+
+def test_the_title_names_the_mode_where_it_is_not_the_owners_own(run: Path) -> None:
+    told = graphed()
+    told["steps"]["ours"] = [{**told["steps"]["ours"][0], "applied": False}]
+    write(run, told)
+    assert "2.04x as fast as eager (ours + CUDA graphs, measured" in present.headline(report.build(run))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_and_says_so_where_no_forward_was_measured(run: Path, timed: bool) -> None:
+    lever = {"name": "torch.compile", "kind": "compile", "speedup": 1.7, "low": 1.6, "high": 1.8, "skipped": ""}
+    barren(run, levers=[{**lever, "speedup": None, "low": None, "high": None}, *([lever] if timed else [])])
+    text = present.markdown(report.build(run))
+    known = "torch.compile alone is 1.70x [1.60, 1.80] over eager" if timed else "autokernel verify times"
+    assert "Nothing is to be applied: no kernel of this run beats eager" in text and known in text
 
 
 def test_projection_and_measurement_stand_side_by_side(run: Path) -> None:

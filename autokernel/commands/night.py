@@ -112,13 +112,13 @@ def run(
 
 
 def verify_winners(folder: Path, rows: Sequence[Row], quiet: bool, *, train: bool = False) -> None:
-    """The last act of a run: what its kernels are worth in the whole model, unless that is known. A proof that cannot
-    be had is said, and costs the run nothing.
+    """The last act of a run: what its kernels are worth in the whole model, unless that is known; and where none won,
+    what torch.compile alone is worth. A proof that cannot be had is said, and costs the run nothing.
     """
     from autokernel import proof
 
     known = proof.standing(folder, rows)
-    if not proof.winners(folder, rows) or (known is not None and known.train == train):
+    if not rows or not proof.has_model(folder) or (known is not None and known.train == train):
         return
     try:
         prove(folder, train=train, quick=True, quiet=quiet)

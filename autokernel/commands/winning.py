@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from autokernel.commands._common import console
+from autokernel.proof import BESIDE
 from autokernel.types import AutokernelError
 
 
@@ -20,6 +21,13 @@ from autokernel.types import AutokernelError
               help="A run's folder. [default: the newest]")  # fmt: skip
 @click.option("--kernel", "kernels", multiple=True, metavar="TARGET",
               help="Only this kernel. Repeatable. [default: all]")  # fmt: skip
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(tuple(BESIDE)),
+    help="Only beside eager (ours), torch.compile, or CUDA graphs. Repeatable. [default: all of the device]",
+)
 @click.option("--train", is_flag=True,
               help="For training: compare the gradient of every parameter, too, and time whole steps.")  # fmt: skip
 @click.option("--autocast", is_flag=False, flag_value="bf16", type=click.Choice(("bf16", "fp16")),
@@ -28,14 +36,14 @@ from autokernel.types import AutokernelError
 @click.option("--diagnose", is_flag=True, help="Each kernel alone: which one breaks the outputs?")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
 def verify(
-    model: str | None, folder: Path | None, kernels: tuple[str, ...], train: bool, autocast: str | None, quick: bool,
-    diagnose: bool, as_json: bool,
+    model: str | None, folder: Path | None, kernels: tuple[str, ...], modes: tuple[str, ...], train: bool,
+    autocast: str | None, quick: bool, diagnose: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prove what a run won on the whole model: right outputs, engaged kernels, faster forwards, or an honest no.
 
-    Kernels are added one at a time and stay only where they pay end to end. Times eager, torch.compile, ours, and ours
-    with torch.compile against each other, and writes verification.json, which autokernel.apply and the report read.
-    Exits 1 where outputs are wrong.
+    Kernels are added one at a time and stay only where they pay end to end. Times eager, torch.compile, on a GPU
+    torch.compile with CUDA graphs, and ours beside each of them against each other, and writes verification.json, which
+    autokernel.apply and the report read. Exits 1 where outputs are wrong.
     """
     from autokernel import present, proof
 
@@ -44,6 +52,7 @@ def verify(
         place,
         model=model,
         kernels=kernels,
+        modes=modes,
         train=train,
         autocast=autocast,
         quick=quick,
@@ -66,7 +75,8 @@ def verify(
         click.echo((place / proof.FILE).read_text())
     else:
         present.show_proof(found, console())
-        click.echo('next: autokernel.apply(model, run="...") in Python, or autokernel export --to DIR')
+        if any(step["applied"] for steps in found.steps.values() for step in steps):
+            click.echo('next: autokernel.apply(model, run="...") in Python, or autokernel export --to DIR')
     if not all(agreement["passed"] for agreement in found.outputs.values()):
         raise click.exceptions.Exit(1)
 
@@ -104,8 +114,8 @@ def find_run(folder: Path | None) -> Path:
 
 
 def prove(
-    folder: Path, *, model: str | None = None, kernels: tuple[str, ...] = (), train: bool = False,
-    autocast: str | None = None, quick: bool = False, diagnose: bool = False, quiet: bool = False,
+    folder: Path, *, model: str | None = None, kernels: tuple[str, ...] = (), modes: tuple[str, ...] = (),
+    train: bool = False, autocast: str | None = None, quick: bool = False, diagnose: bool = False, quiet: bool = False,
 ) -> None:  # fmt: skip
     """Runs the verifier's process to its end. AutokernelError: what it could not do, in one line."""
     from autokernel.display import open_display
@@ -116,6 +126,8 @@ def prove(
     command += ["--autocast", autocast] if autocast else []
     for name in kernels:
         command += ["--kernel", name]
+    for mode in modes:
+        command += ["--mode", mode]
     command += [f"--{flag}" for flag, on in (("train", train), ("quick", quick), ("diagnose", diagnose)) if on]
     with tempfile.TemporaryDirectory(prefix="autokernel-verify-") as scratch, open_display(quiet=quiet) as display:
         workspace.work(command, Path(scratch), display.on_event)

@@ -1,13 +1,16 @@
-"""One won kernel as PyTorch sees it: a ``torch.library`` operator with a fake implementation and a gradient.
+"""One won kernel as PyTorch sees it: a ``torch.library`` operator with a fake implementation, and a gradient.
 
 The operator has the problem's signature. Its gradient is that of the problem's reference, computed when it is asked
-for. An input that the kernel was not judged on (another device, an address that is not aligned) goes to the reference
-instead, and is counted. Autocast is off in all of it: no verdict was reached under one.
+for. An input that the kernel was not judged on (an address that is not aligned) goes to the reference instead, and is
+counted. Autocast is off in all of it: no verdict was reached under one.
+
+A small kernel waits for the host, so what stands before it is kept short: who needs no gradient does not pay for one,
+who is watched by no tracer does not pay for the dispatcher, and the operator is one Python function behind it, without
+the wrappers of ``torch.library.custom_op``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +25,7 @@ from autokernel.types import AutokernelError, Problem, Scalar, kernel_type, sour
 
 ALIGNMENT_BYTES = 16  # what an allocator gives at least, so that every verdict was reached with it
 _SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", type(None): "float?"}
+_library: Any = torch.library.Library("autokernel", "FRAGMENT")  # type: ignore[no-untyped-call]
 _kernels: dict[tuple[str, str], Kernel] = {}
 
 
@@ -47,79 +51,81 @@ class Kernel:
         return _kernels[key]
 
     def __call__(self, tensors: tuple[torch.Tensor, ...], scalars: Mapping[str, Scalar]) -> torch.Tensor:
-        """The problem's output. The operator where a gradient or a tracer may be watching, else the kernel itself:
-        the dispatcher's way there costs more than a small kernel.
+        """The problem's output, with a gradient where one is needed. ``scalars`` are those that differ from the
+        problem's own.
         """
-        watched = torch.compiler.is_compiling() or torch.is_grad_enabled() or _modes_active()
-        if watched:
-            out: torch.Tensor = self.op(*tensors, *self._in_order(scalars))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            out: torch.Tensor = _Differentiable.apply(self, scalars, *tensors)  # type: ignore[no-untyped-call]
             return out
-        return self._call(*tensors, *self._in_order(scalars))
+        return self.forward(tensors, scalars)
 
-    def _in_order(self, scalars: Mapping[str, Scalar]) -> list[Scalar]:
-        return [{**self.problem.scalars, **scalars}[name] for name in self.problem.scalars]
+    def forward(self, tensors: tuple[torch.Tensor, ...], scalars: Mapping[str, Scalar]) -> torch.Tensor:
+        """The problem's output without a gradient: the operator where a tracer watches, else the kernel itself."""
+        if torch.compiler.is_compiling() or _modes_active():
+            return self.op(*tensors, *(scalars.get(name, own) for name, own in self.problem.scalars.items()))
+        return self._call(tensors, scalars)
 
-    def _call(self, *arguments: Any) -> torch.Tensor:
-        tensors, scalars = arguments[: len(self.problem.inputs)], arguments[len(self.problem.inputs) :]
-        named = dict(zip(self.problem.scalars, scalars, strict=True))
-        misaligned = any(t.data_ptr() % ALIGNMENT_BYTES for t in tensors)
-        with _no_autocast(tensors[0]):
-            if misaligned:
+    def _call(self, tensors: tuple[torch.Tensor, ...], scalars: Mapping[str, Scalar]) -> torch.Tensor:
+        kind = tensors[0].device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._call(tensors, scalars)
+        places = [t.data_ptr() for t in tensors]
+        for place in places:
+            if place % ALIGNMENT_BYTES:
                 self.refused["an input is not aligned to 16 bytes"] += 1
-                out: torch.Tensor = self.problem.reference(*tensors, **named)
-                return out.contiguous()
-            self.calls += 1
-            out = self._kernel(*tensors, **named)
-            return out.contiguous()
+                reference: torch.Tensor = self.problem.reference(*tensors, **scalars)
+                return reference.contiguous()
+        self.calls += 1
+        out = self._kernel(*tensors, **{**self.problem.scalars, **scalars})
+        place = out.data_ptr()
+        if place in places or place % ALIGNMENT_BYTES:  # what follows may write into it, and counts on its alignment
+            return out.clone(memory_format=torch.contiguous_format)
+        return out.contiguous()
 
     def _define(self, version: str) -> Callable[..., torch.Tensor]:
         name = f"{kernel_type(self.problem.name).rpartition('.')[2]}_{version}"
         name = "".join(c if c.isalnum() else "_" for c in name)
         parts = [f"Tensor {each}" for each in self.problem.inputs]
         parts += [f"{_SCHEMA_TYPES[type(value)]} {each}" for each, value in self.problem.scalars.items()]
-        schema = f"({', '.join(parts)}) -> Tensor"
-        op = torch.library.custom_op(f"autokernel::{name}", self._call, mutates_args=(), schema=schema)
         inputs, scalars = len(self.problem.inputs), tuple(self.problem.scalars)
+
+        def call(*arguments: Any) -> torch.Tensor:
+            return self._call(arguments[:inputs], dict(zip(scalars, arguments[inputs:], strict=True)))
 
         def fake(*arguments: Any) -> torch.Tensor:
             named = dict(zip(scalars, arguments[inputs:], strict=True))
-            with _no_autocast(arguments[0]):
+            kind = arguments[0].device.type
+            with torch.autocast(kind, enabled=False):
                 out = self.problem.reference(*arguments[:inputs], **named)
             return torch.empty_like(out, memory_format=torch.contiguous_format)
 
-        def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            tensors = inputs[: len(self.problem.inputs)]
-            ctx.save_for_backward(*tensors)
-            ctx.scalars = dict(zip(scalars, inputs[len(tensors) :], strict=True))
-
-        def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            return self._gradients(ctx.saved_tensors, ctx.scalars, gradient, ctx.needs_input_grad)
-
-        op.register_fake(fake)
-        op.register_autograd(backward, setup_context=setup)
+        _library.define(f"{name}({', '.join(parts)}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, call, "CompositeExplicitAutograd")  # of every device: which one was judged, Rewriter asks
+        torch.library.register_fake(f"autokernel::{name}", fake, lib=_library)
+        op: Callable[..., torch.Tensor] = getattr(torch.ops.autokernel, name).default
         return op
 
-    def _gradients(
-        self,
-        tensors: tuple[torch.Tensor, ...],
-        scalars: Mapping[str, Scalar],
-        gradient: torch.Tensor,
-        needed: tuple[bool, ...],
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Those of the reference, run again on the saved inputs; None for what needs none."""
-        with torch.enable_grad(), _no_autocast(tensors[0]):
-            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=False)]
-            out = self.problem.reference(*leaves, **scalars)
+
+class _Differentiable(torch.autograd.Function):
+    """A kernel's output, with the gradient of its problem's reference, run again on the saved inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, scalars: Mapping[str, Scalar], *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.kernel, ctx.scalars = kernel, scalars
+        return kernel.forward(tensors, scalars)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
+            out = ctx.kernel.problem.reference(*leaves, **ctx.scalars)
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            found = iter(torch.autograd.grad(out, wanted, gradient, allow_unused=True))
-        given = [next(found) if leaf.requires_grad else None for leaf in leaves]
-        return (*given, *(None for _ in scalars))
-
-
-def _no_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off for a device where it is on: to ask costs little, a small kernel less."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+            found = iter(torch.autograd.grad(out, wanted, gradients, allow_unused=True))
+        return None, None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
 def _modes_active() -> bool:

@@ -85,7 +85,7 @@ def _run(model: LoadedModel, call: Callable[..., Any], inputs: tuple[Any, ...]) 
     model.module.zero_grad(set_to_none=True)
     with model.conditions():
         output = call(*inputs)
-    outputs = {name: t.detach() for name, t in _named(output).items()}
+    outputs = {name: t.detach().clone() for name, t in _named(output).items()}  # the next call may write over them
     if not model.train:
         return outputs
     torch.autograd.backward(loss_of(output))

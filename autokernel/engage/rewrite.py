@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,20 +33,21 @@ class Engagement:
         return {"regions": self.regions, "calls": self.calls, "refused": dict(self.refused)}
 
 
-class Region(torch.nn.Module):
-    """One engaged region: its inputs as the problem takes them, the kernel, its output as the model expects it."""
+def region(name: str, kernel: Kernel, binding: Binding, spec: TensorSpec) -> Callable[..., torch.Tensor]:
+    """One engaged region as a function of the graph: its inputs as the problem takes them, the kernel, its output as
+    the model expects it. No module: to call one costs as much as a view does.
+    """
 
-    def __init__(self, kernel: Kernel, binding: Binding, spec: TensorSpec) -> None:
-        super().__init__()
-        self.kernel, self.binding, self.spec = kernel, binding, spec
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        problem_out = self.kernel(self.binding.adapt(*inputs), self.binding.scalars)
-        out: torch.Tensor = self.binding.restore(problem_out, *inputs)
-        if out.stride() == self.spec.stride or out.numel() == 0:
+    def engaged(*inputs: torch.Tensor) -> torch.Tensor:
+        problem_out = kernel(binding.adapt(*inputs), binding.scalars)
+        out: torch.Tensor = binding.restore(problem_out, *inputs)
+        if out.stride() == spec.stride or out.numel() == 0:
             return out
-        laid = torch.empty_strided(self.spec.shape, self.spec.stride, dtype=out.dtype, device=out.device)
+        laid = torch.empty_strided(spec.shape, spec.stride, dtype=out.dtype, device=out.device)
         return laid.copy_(out)
+
+    engaged.__name__ = name
+    return engaged
 
 
 class Rewriter:
@@ -57,7 +58,7 @@ class Rewriter:
         self.kernels = {each.target.name: Kernel.of(each) for each in won}
         self.engaged: dict[str, Engagement] = {name: Engagement() for name in self.kernels}
         self._before = {name: (kernel.calls, Counter(kernel.refused)) for name, kernel in self.kernels.items()}
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._buffers = buffers
         self._known: match.Known = {}
         self._problems: list[Problem] = list({k.problem.name: k.problem for k in self.kernels.values()}.values())
@@ -65,17 +66,17 @@ class Rewriter:
     def rewrite(self, module: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
         """The same program with kernels engaged; ``args`` are real arguments, which say what the shapes are."""
         on = {t.device.type for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
-        if not self.kernels or on - {self._device.type}:
+        if not self.kernels or on - {self.device.type}:
             if self.kernels:
                 for engagement in self.engaged.values():
-                    engagement.refused[f"the model runs on {', '.join(sorted(on))}, the run was on {self._device}"] += 1
+                    engagement.refused[f"the model runs on {', '.join(sorted(on))}, the run was on {self.device}"] += 1
             return module
         graph = Graph(0, capture.split(_copied(module)), calls=1)
         apart = [_apart(arg) for arg in args]
         buffers = {id(new) for new, arg in zip(apart, args, strict=True) if id(arg) in self._buffers}
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(self._device)):
+        with torch.no_grad(), torch.random.fork_rng(devices=_devices(self.device)):
             capture.record(graph, apart, buffers)
-        matches = match.match_graph(graph, self._problems, self._device, self._known)
+        matches = match.match_graph(graph, self._problems, self.device, self._known)
         inner = graph.module.graph
         now: dict[fx.Node, fx.Node] = {}  # a region's old output -> the node that gives it now
         for found in matches:
@@ -84,10 +85,9 @@ class Rewriter:
                 continue
             name = f"autokernel_{target}_{self.engaged[target].regions}"
             self.engaged[target].regions += 1
-            region = Region(self.kernels[target], found.binding, graph.specs[found.output.name])
-            graph.module.add_submodule(name, region)
+            call = region(name, self.kernels[target], found.binding, graph.specs[found.output.name])
             with inner.inserting_after(found.output):
-                node = inner.call_module(name, tuple(now.get(i, i) for i in found.inputs))
+                node = inner.call_function(call, tuple(now.get(i, i) for i in found.inputs))
             now[found.output] = node
             node.meta = dict(found.output.meta)
             found.output.replace_all_uses_with(node)
@@ -121,10 +121,19 @@ class Rewriter:
 
 
 def _copied(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph over the same parameters: what is rewritten must leave the original as it was."""
+    """The same graph over the same parameters: what is rewritten must leave the original as it was. Where each argument
+    comes from stays known: CUDA graphs would copy a parameter at each call, did they not know it for one.
+    """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}, return_output_node=False))
-    return fx.GraphModule(module, graph)
+    copied = fx.GraphModule(module, graph)
+    copied.meta = dict(module.meta)
+    for new, old in zip(graph.nodes, module.graph.nodes, strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    if hasattr(module, "_param_name_to_source"):
+        copied._param_name_to_source = module._param_name_to_source
+    return copied
 
 
 def _devices(device: torch.device) -> list[int]:

@@ -58,7 +58,7 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
         alone = verifier.diagnose(on_step)
         _write(folder / "diagnosis.json", {**record, "alone": {n: a.to_json() for n, a in alone.items()}})
         return
-    result = verifier.verify(options.mode or list(RESTS), on_step)
+    result = verifier.verify(options.mode, on_step)
     pays = {step.target for steps in result.steps.values() for step in steps if step.applied}
     kernels = {each.target.name: {"commit": each.commit, "applied": each.target.name in pays} for each in found.won}
     beside_eager = {step.target for step in result.steps.get("ours", ()) if step.applied}

@@ -11,6 +11,9 @@ from typing import Any
 from autokernel.run import history
 from autokernel.types import AutokernelError, DType, Target
 
+# Who runs what no kernel covers -> the mode of a verification that says what pays there.
+MODES = {"eager": "ours", "inductor": "ours+compile", "graphs": "ours+graphs"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Won:
@@ -46,12 +49,14 @@ class Run:
     won: tuple[Won, ...]
 
 
-def read(folder: Path, only: Collection[str] | None = None, *, everything: bool = False) -> Run:
+def read(
+    folder: Path, only: Collection[str] | None = None, *, rest: str | None = None, everything: bool = False
+) -> Run:
     """The kernels of a run that beat eager, those that save most first.
 
     ``only`` names the targets that are wanted (default: all that were won, less those that a verification of this run
-    found not to pay; with ``everything``, those too). Raises AutokernelError for a folder that is no run, for a target
-    that won nothing, and for a kernel file that is not the one its verdict was given for.
+    found not to pay beside ``rest``, or anywhere; with ``everything``, those too). Raises AutokernelError for a folder
+    that is no run, for a target that won nothing, and for a kernel file that is not the one its verdict was given for.
     """
     profile = _json(folder / "profile.json")
     rows = history.read(folder)
@@ -76,7 +81,7 @@ def read(folder: Path, only: Collection[str] | None = None, *, everything: bool 
                 f"{folder}: a kernel '{name}' that beats eager was expected; "
                 f"this run has {', '.join(sorted(names)) or 'none'}"
             )
-    wanted = set(only) if only is not None else names - (set() if everything else _refused(folder, found))
+    wanted = set(only) if only is not None else names - (set() if everything else _refused(folder, found, rest))
     chosen = sorted((won for won in found if won.target.name in wanted), key=lambda won: -won.gain)
     return Run(
         folder,
@@ -91,13 +96,19 @@ def read(folder: Path, only: Collection[str] | None = None, *, everything: bool 
     )
 
 
-def _refused(folder: Path, found: Collection[Won]) -> set[str]:
-    """The targets that verification.json leaves out, as long as the kernel that it measured still stands."""
+def _refused(folder: Path, found: Collection[Won], rest: str | None) -> set[str]:
+    """The targets that verification.json leaves out, as long as the kernel that it measured still stands: by their
+    trials beside ``rest`` where there were any, else those that pay nowhere.
+    """
     path = folder / "verification.json"
     if not path.exists():
         return set()
     commits = {won.target.name: won.commit for won in found}
-    verdicts = _json(path).get("kernels", {})
+    told = _json(path)
+    verdicts = told.get("kernels", {})
+    trials = told.get("steps", {}).get(MODES.get(rest or ""))
+    if trials is not None:
+        verdicts = {step["target"]: step for step in trials}
     return {n for n, v in verdicts.items() if not v.get("applied", True) and v.get("commit") == commits.get(n)}
 
 
