@@ -6,6 +6,10 @@ Each starter is judged several times: the first verdict of a target also starts 
 ones find them warm, as all but the first of a night do. The source differs by a comment each time, so that nothing is
 answered from a build cache. Besides: a file that fails smoke, and one that is not Python. Run it on an otherwise idle
 machine.
+
+Between candidates it pauses, on a GPU for 3 s, which is less than any proposer takes to think of the next: in that time
+the judge makes runners ahead. ``--pause 0`` hands in one candidate right after the other, and finds none made. On a CPU
+there are none to make, and no pause.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from autokernel.types import Target, Workload
 
 LIMITS_S = {"matmul": 8.0, "flash_attention": 8.0, "fused_mlp": 8.0}
 DEFAULT_LIMIT_S, CPU_LIMIT_S, SMOKE_LIMIT_S = 5.0, 6.0, 1.0
+PAUSE_S = {"cpu": 0.0, "cuda": 3.0}
 WRONG = """
 
 _honest = kernel_fn
@@ -53,9 +59,11 @@ def main() -> None:
     parser.add_argument("--backend", action="append", default=[], help="default: cpp on a CPU, triton and cuda else")
     parser.add_argument("--problem", action="append", default=[])
     parser.add_argument("--no-baselines", action="store_true", help="do not time eager, torch.compile and the library")
+    parser.add_argument("--pause", type=float, metavar="SECONDS", help="before each candidate; default: 3 on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     kind = options.device.split(":")[0]
+    pause_s = PAUSE_S[kind] if options.pause is None else options.pause
     backends = options.backend or (["cpp"] if kind == "cpu" else ["triton", "cuda"])
     arch = hardware.arch(options.device)
     rows: list[dict[str, Any]] = []
@@ -72,16 +80,15 @@ def main() -> None:
                 scalars = dict(registry.load("problems", name).scalars)
                 work = Workload(dims, dtype, 1, {}, scalars)  # type: ignore[arg-type]
                 target = Target(name, name, backend, (work,), 1.0, 0.0, 0.0)
-                rows += judged(
-                    judge, target, path.read_text(), CPU_LIMIT_S if kind == "cpu" else None, not options.no_baselines
-                )
+                limit_s = CPU_LIMIT_S if kind == "cpu" else None
+                rows += judged(judge, target, path.read_text(), limit_s, pause_s, baselines=not options.no_baselines)
                 if options.json:
                     options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
 
 
 def judged(
-    judge: JudgeClient, target: Target, source: str, limit_s: float | None, baselines: bool
+    judge: JudgeClient, target: Target, source: str, limit_s: float | None, pause_s: float, *, baselines: bool
 ) -> list[dict[str, Any]]:
     """The verdicts on one starter: cold, warm, wrong in smoke, not building."""
     broken = source.replace("def kernel_fn(", "def kernel_fn(:", 1)
@@ -95,8 +102,9 @@ def judged(
     )
     rows = []
     for what, candidate, incumbent, limit in tries:
+        time.sleep(pause_s)
         found = judge.evaluate(Assignment(target, candidate, incumbent, baselines=baselines))
-        rows.append(row_of(target, what, found, limit))
+        rows.append({**row_of(target, what, found, limit), "pause_s": pause_s})
         print(f"{target.backend} {target.problem}, {what}: {found.seconds:.2f} s", file=sys.stderr, flush=True)
     return rows
 
@@ -120,10 +128,11 @@ def row_of(target: Target, what: str, found: Evaluation, limit_s: float | None) 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, a column a stage."""
+    """The rows as Markdown, a column a stage; above them, how long the judge had for itself before each candidate."""
     stages = list(dict.fromkeys(stage for row in rows for stage in row["stages_s"]))
     head = ["backend", "problem", "candidate", "verdict", "seconds", "asked", *stages]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    pauses = ", ".join(sorted({f"{row['pause_s']:g} s" for row in rows}))
+    lines = [f"Pause before each candidate: {pauses}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         asked = (
             ""

@@ -36,7 +36,8 @@ class JudgeOptions:
     ``threads`` those of a runner on the CPU (default: the cores this process may use). ``policy`` off skips the
     reading of the source, so that the walls behind it can be tested. ``require`` names levels of isolation (see
     autokernel.isolation) without which nothing is judged; ``isolation_off`` names those that a test leaves out, and
-    each verdict's environment then says so. ``limits`` bound what one runner may use.
+    each verdict's environment then says so. ``limits`` bound what one runner may use; ``spares`` is how many are made
+    ahead of a candidate (default: all that its verdict takes on a GPU, none on a CPU).
     """
 
     device: str = "cpu"
@@ -46,6 +47,7 @@ class JudgeOptions:
     require: frozenset[str] = frozenset()
     limits: Limits = dataclasses.field(default_factory=Limits)
     isolation_off: frozenset[str] = frozenset()
+    spares: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +200,7 @@ class JudgeClient:
             "policy": self.options.policy,
             "limits": self.options.limits.to_json(),
             "isolation_off": sorted(self.options.isolation_off),
+            "spares": self.options.spares,
         }
         try:
             ours.send(start)

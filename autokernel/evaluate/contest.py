@@ -28,7 +28,7 @@ from autokernel.evaluate.decision import (
     screen,
 )
 from autokernel.evaluate.pool import Handle, RunnerFailed, close_all
-from autokernel.evaluate.sides import RivalFailed, Side
+from autokernel.evaluate.sides import Side
 from autokernel.evaluate.stages import Examination, Failed, failure_status
 from autokernel.evaluate.timing import Bench
 from autokernel.evaluate.workshop import Workshop
@@ -71,14 +71,12 @@ class Contest:
         self._at_once, self._pair_s = PAIRS_AT_ONCE[kind], PAIR_S[kind]
 
     def admit(self, source: str) -> Side:
-        """A candidate that passed the stages, in a fresh runner as its rivals are, ready to be timed. Raises Failed."""
-        side = self._fresh(source)
-        try:
-            self._bench.calibrate(side, self._warm.values())
-        except (Failed, RivalFailed):
-            side.close()
-            raise
-        return side
+        """A candidate that passed the stages, in a fresh runner as its rivals are. Raises Failed."""
+        return self._fresh(source)
+
+    def calibrate(self, side: Side) -> None:
+        """Its first timed turns, which say how long a turn of this target should be. Raises Failed or RivalFailed."""
+        self._bench.calibrate(side, self._warm.values())
 
     def measure(self, side: Side, *, baselines: bool, thorough: bool) -> Measurements:
         """Candidate and baselines in interleaved rounds of one session. Raises Failed where it is too good."""

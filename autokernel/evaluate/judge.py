@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Judge:
         policy: bool,
         limits: Limits | None = None,
         isolation_off: frozenset[str] = frozenset(),
+        spares: int | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
@@ -60,11 +62,14 @@ class Judge:
         self.policy = policy
         self.hardware = hardware.measure(device)
         self._device = device
-        self._workshop = Workshop(folder, device, threads, limits, isolation_off)
-        self.isolation = self._workshop.isolation
-        self._contest: Contest | None = None
         on_cpu = device == "cpu"  # whose cores the candidate itself uses
         self._helpers = 0 if on_cpu else max(0, min(HELPERS, len(os.sched_getaffinity(0)) - 2))
+        if spares is None:  # on a CPU a runner is forked in 10 ms, and has nothing to open
+            spares = 0 if on_cpu else 1 + self._helpers + 1  # of the first stage, of the others, and to be timed
+        self._workshop = Workshop(folder, device, threads, limits, isolation_off, spares)
+        self.isolation = self._workshop.isolation
+        self._backend = ""  # of the last candidate
+        self._contest: Contest | None = None
         self._described: dict[str, Any] = {
             "device": self.hardware.name, "threads": threads, "torch": torch.__version__, "isolation": self.isolation
         }  # fmt: skip
@@ -85,6 +90,7 @@ class Judge:
         """The verdict on one file and, when there is an incumbent and the verdict is PASS, their comparison."""
         off = disabled | (frozenset() if self.policy else {"policy", "audit"})
         clock = Clock(on_event)
+        self._backend = target.backend
         problem: Problem = registry.load("problems", target.problem)
         environment: dict[str, Any] = dict(self._described)
         if off:
@@ -112,8 +118,10 @@ class Judge:
             exam.run_all(target.workloads, secrets.randbits(60), clock.stage, helpers)
             clock.stage("timing", 0, 1)
             contest = self._contest_of(target, problem, off)
-            close_all(each.handle for each in (exam, *team))
+            self._workshop.let_go(each.handle for each in (exam, *team))  # one that holds a GPU takes its time to end
             side = contest.admit(source)
+            self._workshop.settle()
+            contest.calibrate(side)
             measurements = contest.measure(side, baselines=baselines, thorough=thorough)
             if incumbent is not None:
                 comparison = contest.compare(side, source, incumbent, self.min_gain, clock.stage)
@@ -158,6 +166,14 @@ class Judge:
             self._contest = Contest(target, problem, self._workshop, self.hardware, off)
         assert self._contest is not None
         return self._contest
+
+    def idle(self, channel: Channel) -> None:
+        """Make runners ahead for the next candidate, one small step after the other, until there is a request or
+        nothing left to do.
+        """
+        while self._backend and (pending := self._workshop.prepare(self._backend)) is not None:
+            if channel.fileno() in wait([channel.fileno(), pending]):
+                break
 
     def close(self) -> None:
         if self._contest is not None:
@@ -243,9 +259,13 @@ def main() -> None:
         policy=start["policy"],
         limits=Limits.from_json(start["limits"]),
         isolation_off=isolation_off,
+        spares=start["spares"],
     )
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through again after each verdict
     channel.send({"event": "ready", "hardware": judge.hardware.to_json(), "isolation": dict(judge.isolation)})
     while True:
+        judge.idle(channel)
         try:
             request, _ = channel.receive()
         except PeerGone:

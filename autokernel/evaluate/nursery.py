@@ -12,7 +12,9 @@ Run as ``python -m autokernel.evaluate.nursery FD`` by pool.py; the conversation
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import os
 import signal
 import socket
@@ -108,7 +110,16 @@ def warm_up(device: str) -> tuple[Serve, str]:
         backend = registry.load("backends", name)
         if hasattr(backend, "warm_up") and device.split(":")[0] in backend.devices and not backend.missing():
             backend.warm_up()
+    end_nvml()
+    gc.collect()  # once, and what is left is no collector's business in any runner: to look through it takes 0.1 s
+    gc.freeze()
     return runner.serve, torch.__version__
+
+
+def end_nvml() -> None:
+    """An import above asks NVML how many GPUs there are, and NVML starts a thread: none may be there at a fork."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libnvidia-ml.so.1").nvmlShutdown()
 
 
 def proc_works(own_namespace: int) -> bool:

@@ -46,16 +46,24 @@ CPU_THREADS = {
 class Handle:
     """One runner, from spawn to end."""
 
-    def __init__(self, nursery: Nursery, channel: Channel, pids: tuple[int, int], scratch: Path, log_fd: int) -> None:
+    def __init__(
+        self, nursery: Nursery, channel: Channel, nursery_pid: int, reaper_fd: int, scratch: Path, log_fd: int
+    ) -> None:
         self._nursery = nursery
         self._channel = channel
         self._log_fd = log_fd
-        self._nursery_pid, self.pid = pids  # of the reaper, as the nursery's and as this process's namespace has it
+        self._nursery_pid = nursery_pid  # of the reaper, in the nursery's namespace;
+        self.pid = _pid_here(reaper_fd)  # and in this process's
+        self.reaper_fd = reaper_fd  # readable when the reaper has ended, and with it all that the runner started
         self.scratch = scratch
         self.levels: Mapping[str, bool] = {}
         self.closed = False
         self.freezer = Freezer(self.pid)
         self._runner_pid: int | None = None
+
+    def fileno(self) -> int:
+        """What is readable when an answer has come, or the runner has ended."""
+        return self._channel.fileno()
 
     def ask(
         self,
@@ -133,6 +141,7 @@ class Handle:
         status = self._nursery.reap(self._nursery_pid, grace_s)
         self.closed = True
         os.close(self._log_fd)
+        os.close(self.reaper_fd)
         remove_tree(self.scratch)
         return status
 
@@ -237,10 +246,9 @@ class Nursery:
         }
         with self._asking:
             self._control.send(message, [theirs.fileno(), log_fd])
-            answer, fds = self._control.receive(START_S)
+            answer, (reaper_fd,) = self._control.receive(START_S)
         theirs.close()
-        pids = (int(answer["pid"]), _pid_here(fds))
-        handle = Handle(self, ours, pids, scratch, log_fd)
+        handle = Handle(self, ours, int(answer["pid"]), reaper_fd, scratch, log_fd)
         try:
             hello, _ = ours.receive(START_S)
         except (PeerGone, PeerLate, PeerNonsense) as error:
@@ -265,11 +273,9 @@ class Nursery:
         self._process.wait()
 
 
-def _pid_here(fds: Sequence[int]) -> int:
-    """The process behind a pidfd, as this process's namespace numbers it. Closes the descriptors."""
-    text = Path(f"/proc/self/fdinfo/{fds[0]}").read_text()
-    for fd in fds:
-        os.close(fd)
+def _pid_here(fd: int) -> int:
+    """The process behind a pidfd, as this process's namespace numbers it."""
+    text = Path(f"/proc/self/fdinfo/{fd}").read_text()
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
 
 

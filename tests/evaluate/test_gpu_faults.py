@@ -41,7 +41,8 @@ FAULTS: Mapping[str, tuple[str, tuple[Status, ...]]] = {
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeClient]:
-    with JudgeClient(scratch(tmp_path_factory), JudgeOptions(device="cuda", policy=False)) as client:
+    options = JudgeOptions(device="cuda", policy=False, spares=0)  # what a fault leaves behind is counted in processes
+    with JudgeClient(scratch(tmp_path_factory), options) as client:
         yield client
 
 
