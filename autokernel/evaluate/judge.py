@@ -34,7 +34,7 @@ from autokernel.evaluate.workshop import Workshop
 from autokernel.isolation import Limits
 from autokernel.types import Comparison, Problem, Status, Target, Verdict
 
-HELPERS = 9  # further runners that share the stages on a GPU: each builds what its cases need
+HELPERS = 11  # further runners that share the stages on a GPU: each builds what its cases need
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 

@@ -117,9 +117,11 @@ def warm_up(device: str) -> tuple[Serve, str]:
 
 
 def end_nvml() -> None:
-    """An import above asks NVML how many GPUs there are, and NVML starts a thread: none may be there at a fork."""
+    """Imports above ask NVML how many GPUs there are, and NVML starts a thread: none may be there at a fork."""
     with contextlib.suppress(OSError):
-        ctypes.CDLL("libnvidia-ml.so.1").nvmlShutdown()
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        while library.nvmlShutdown() == 0:  # it counts how often it was asked for
+            pass
 
 
 def proc_works(own_namespace: int) -> bool:

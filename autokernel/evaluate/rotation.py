@@ -18,7 +18,7 @@ ROTATED = 2.0  # sets of one workload together, in units of the last-level cache
 MIN_SETS = 2
 MAX_SETS = {"cpu": 1024, "cuda": 4096}
 CPU_BYTES = 512 << 20  # of all input sets; and of the outputs of one turn
-GPU_SHARE = 1 / 8  # of a GPU's memory, for the sets; half of that for the outputs
+GPU_SHARE = 1 / 8  # of a GPU's memory, for the sets; a third of that for the outputs of each of up to 13 runners
 OWN_SHARE, LEAST_OTHER, MOST_OTHER = 0.8, 0.2, 0.4  # a new input is 0.8 of one random tensor and so much of another
 STRIDES = (199, 257)  # how much further on in the two each set of a turn begins
 
@@ -42,7 +42,7 @@ class Rotation:
         self._most_bytes = kept = CPU_BYTES
         if self._where.type != "cpu":
             self._most_bytes = int(GPU_SHARE * torch.cuda.mem_get_info(self._where)[1])
-            kept = self._most_bytes // 2
+            kept = self._most_bytes // 3
         self.most_calls = max(1, min(self._most_sets - 1, kept // max(1, out.numel() * out.element_size())))
         self._cache_bytes = cache_bytes
         self._one_bytes = max(1, sum(t.numel() * t.element_size() for t in self._drawn))

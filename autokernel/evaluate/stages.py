@@ -7,6 +7,8 @@ the seed, the oracle's output or the tolerances.
 from __future__ import annotations
 
 import random
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +25,7 @@ SMOKE_S = 10.0
 POISONS = (0x5A, 0xC3)
 LEAST_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of the memory of cases: to map it takes 40 ms on a GPU
 
+_oracle = threading.Lock()  # one at a time: of attention each takes gigabytes of the device
 OnStage = Callable[[str, int, int], None]  # (stage, cases done, of how many)
 
 
@@ -68,16 +71,14 @@ class Examination:
         helpers: Callable[[], Sequence[Examination]] = tuple,
     ) -> None:
         """All five stages, in order of cost. ``helpers`` starts further runners of the same file, which after the smoke
-        stage take their share of the cases. Raises Failed: the first failure in the order of the cases.
+        stage take their share of all others' cases. Raises Failed: the first failure in the order of the cases.
         """
         rng = random.Random(seed)
         planned = plan(self.problem, self.where.type, workloads, rng, self.off)
-        team: list[Examination] = [self]
-        for stage in STAGES:
-            cases = [(case, rng.getrandbits(60)) for case in planned[stage]]
-            if stage != "smoke" and len(team) == 1:
-                team += helpers()
-            share_out(team, stage, cases, on_stage)
+        cases = [(stage, case, rng.getrandbits(60)) for stage in STAGES for case in planned[stage]]
+        share_out([self], [each for each in cases if each[0] == "smoke"], on_stage)
+        team = [self, *helpers()]
+        share_out(team, [each for each in cases if each[0] != "smoke"], on_stage)
         for other in team[1:]:
             self.precisions |= other.precisions
             self.errors |= {s: max(e, self.errors.get(s, 0.0)) for s, e in other.errors.items()}
@@ -95,7 +96,8 @@ class Examination:
         with torch.device(self.device):
             tensors = self._laid_out(case, case.make(case.dims, case.dtype, generator))
         flops = self.problem.flops(Workload(case.dims, case.dtype, scalars=case.scalars))
-        want = expected(self.problem, tensors, case.scalars, flops, self.device)
+        with _oracle:
+            want = expected(self.problem, tensors, case.scalars, flops, self.device)
         self.precisions.add(want.precision)
         inputs = InputSets([tensors], sealed="sealed" not in self.off, place=self._input_memory)
         (key,) = self.show(inputs, case.scalars)
@@ -182,35 +184,44 @@ class Examination:
         return tuple(relaid(t, case.strides[n]) if n in case.strides else t for n, t in named)
 
 
-def share_out(team: Sequence[Examination], stage: str, cases: Sequence[tuple[Case, int]], on_stage: OnStage) -> None:
-    """Check cases, each with its seed, by several runners of one file. Raises the first Failed in their order."""
-    if len(team) == 1:
-        for done, (case, seed) in enumerate(cases):
-            on_stage(stage, done, len(cases))
-            team[0].check(stage, case, seed)
-        on_stage(stage, len(cases), len(cases))
-        return
-
-    on_stage(stage, 0, len(cases))
-
+def share_out(
+    team: Sequence[Examination], cases: Sequence[tuple[str, Case, int]], on_stage: OnStage = lambda *_: None
+) -> None:
+    """Check cases, each with its stage and its seed, by several runners of one file, each of which takes the next case
+    when it is done with one. ``on_stage`` is told of each case as it is taken: of its stage, of which the last cases
+    may still be at work. Raises the first Failed in their order.
+    """
+    sizes = Counter(stage for stage, _, _ in cases)
+    firsts = {stage: position for position, (stage, _, _) in reversed(list(enumerate(cases)))}
+    positions = iter(range(len(cases)))
     failures: dict[int, Failed] = {}
+    taking = threading.Lock()
 
-    def work(member: int) -> None:
+    def tell(position: int) -> None:
+        stage = cases[position][0]
+        on_stage(stage, position - firsts[stage], sizes[stage])
+
+    def work(member: Examination) -> None:
         with torch.no_grad():  # a thread's own setting
-            for position in range(member, len(cases), len(team)):
-                if failures and position > min(failures):
-                    return
+            while True:
+                with taking:
+                    if failures or (position := next(positions, None)) is None:
+                        return  # what has begun, all that comes before a failure among it, is finished by others
+                    tell(position)
                 try:
-                    team[member].check(stage, *cases[position])
+                    member.check(*cases[position])
                 except Failed as failure:
                     failures[position] = failure
                     return
 
-    with ThreadPoolExecutor(len(team)) as pool:
-        list(pool.map(work, range(len(team))))  # raises what is no verdict
+    if len(team) == 1:
+        work(team[0])  # here: another thread's operations would start processor threads of their own
+    else:
+        with ThreadPoolExecutor(len(team)) as pool:
+            list(pool.map(work, team))  # raises what is no verdict
     if failures:
+        tell(min(failures))
         raise failures[min(failures)]
-    on_stage(stage, len(cases), len(cases))
 
 
 def odd_strides(tensor: torch.Tensor, position: int) -> torch.Tensor:
