@@ -2,11 +2,14 @@
 
 x [R, C], dim one of -2, -1, 0, 1 -> [R] or [C]; float32, float16 or bfloat16, sums in float32.
 Bytes: x is read once, R·C · itemsize; the output is small. Flops: R·C: next to none, so all that counts is how many bytes are on their
-way. Both kernels read 16 bytes a thread and AHEAD of them before the first is added. Rows: a warp or more a row, several rows a block
-where they are short. Columns: a thread owns the columns of one pack and walks down, a warp covers 512 bytes of a row.
+way. Both kernels read 16 bytes a thread, and several such packs before the first is added. Rows: a warp or more a row, several rows a
+block where they are short. Few packs a thread and many threads do best: 2048 of them with 32 bytes each are 64 KiB on their way to a
+multiprocessor, and no thread needs more than the 32 registers that so many leave it. Whole packs are read without a question asked;
+the two at a row's ends, which it fills in part, apart. Columns: a thread owns the columns of one pack and walks down, a warp covers
+512 bytes of a row.
 Where the output is too small to fill the GPU, several blocks share a sum; their parts are added by a second launch, in a fixed order:
 no atomics, so that results repeat bit for bit.
-Other GPUs: revisit AHEAD and WAVES (bytes on their way, blocks a multiprocessor holds).
+Other GPUs: revisit ROW_THREADS, ROW_AHEAD, AHEAD and WAVES (bytes on their way, blocks a multiprocessor holds).
 """
 
 import torch
@@ -15,8 +18,10 @@ import tvm_ffi.cpp
 KERNEL_TYPE = "reduce"
 BACKEND = "cuda"
 
-THREADS = 512  # tune: 128, 256, 512 | threads a block
-AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread
+ROW_THREADS = 1024  # tune: 128, 256, 512, 1024 | most threads a row
+ROW_AHEAD = 2  # tune: 1, 2, 4, 8 | packs of a row in flight a thread
+THREADS = 512  # tune: 128, 256, 512 | threads a block that sums columns, or short rows
+AHEAD = 4  # tune: 1, 2, 4, 8 | packs of columns in flight a thread
 WAVES = 4  # tune: 1, 2, 4, 8, 16 | blocks a multiprocessor under which sums are split
 
 SOURCE = """
@@ -85,41 +90,61 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   return pack;
 }
 
-// ---- over columns. blockDim = (threads a row, rows a block), gridDim = (blocks of rows, parts of a row)
+template <typename T> __device__ inline Pack<T> load_whole(const T* p) {
+  const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(p));
+  return {raw.x, raw.y, raw.z, raw.w};
+}
+template <typename T> __device__ inline float sum_of(const Pack<T>& pack) {
+  float sum = 0;
+  #pragma unroll
+  for (int j = 0; j < Pack<T>::N; j += 2) sum += element(pack, j) + element(pack, j + 1);
+  return sum;
+}
+
+__device__ inline float over_warp(float sum) {
+  #pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  return sum;
+}
+
+// ---- over columns. blockDim = (threads a row, rows a block), gridDim = (blocks of rows, parts of a row), of `each` packs
 template <typename In, typename Out>
-__global__ void __launch_bounds__(THREADS)
-reduce_rows(const In* x, int64_t stride, Out* y, int64_t rows, int columns) {
+__global__ void __launch_bounds__(ROW_THREADS, ROW_AHEAD <= 2 ? 2048 / ROW_THREADS : 1)
+reduce_rows(const In* x, int64_t stride, Out* y, int64_t rows, int columns, int each) {
   __shared__ float scratch[32];
   constexpr int N = Pack<In>::N;
   const int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const In* in = x + (row < rows ? row : 0) * stride;
   const int head = head_of(in), packs = row < rows ? (columns + head + N - 1) / N : 0;
-  const int each = (packs + int(gridDim.y) - 1) / int(gridDim.y), from = int(blockIdx.y) * each, to = min(from + each, packs);
+  const int from = int(blockIdx.y) * each, to = min(from + each, packs);
+  const int whole = min(to, (columns + head) / N), step = int(blockDim.x);
+  // A row that begins within pack 0 comes to it last: what it fills in part is read with the remainder.
+  const int cut = from == 0 && to > 0 && head > 0, end = to + cut;
+  int i = from + cut + int(threadIdx.x);
   float sum = 0;
-  for (int i = from + int(threadIdx.x); i < to; i += AHEAD * int(blockDim.x)) {
-    Pack<In> pack[AHEAD];
+  for (; i + (ROW_AHEAD - 1) * step < whole; i += ROW_AHEAD * step) {
+    Pack<In> pack[ROW_AHEAD];
     #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      const int piece = i + k * int(blockDim.x);
-      pack[k] = load(in, piece * N - head, piece < to ? columns : 0, 0.0f);
-    }
+    for (int k = 0; k < ROW_AHEAD; ++k) pack[k] = load_whole(in + int64_t(i + k * step) * N - head);
     #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      float part = 0;
-      #pragma unroll
-      for (int j = 0; j < N; ++j) part += element(pack[k], j);
-      sum += part;
-    }
+    for (int k = 0; k < ROW_AHEAD; ++k) sum += sum_of(pack[k]);
   }
-  #pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-  if (blockDim.x > 32) {
-    const int warps = blockDim.x / 32;
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.y * warps + threadIdx.x / 32] = sum;
+  for (; i < end; i += ROW_AHEAD * step) {
+    Pack<In> pack[ROW_AHEAD];
+    #pragma unroll
+    for (int k = 0; k < ROW_AHEAD; ++k) {
+      const int piece = i + k * step;
+      pack[k] = load(in, (piece < to ? piece : 0) * N - head, piece < end ? columns : 0, 0.0f);
+    }
+    #pragma unroll
+    for (int k = 0; k < ROW_AHEAD; ++k) sum += sum_of(pack[k]);
+  }
+  sum = over_warp(sum);
+  if (step > 32) {
+    float* mine = scratch + threadIdx.y * (step / 32);
+    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = sum;
     __syncthreads();
-    sum = 0;
-    if (threadIdx.x == 0)
-      for (int w = 0; w < warps; ++w) sum += scratch[threadIdx.y * warps + w];
+    if (threadIdx.x < 32) sum = over_warp(int(threadIdx.x) < step / 32 ? mine[threadIdx.x] : 0.0f);
   }
   if (threadIdx.x == 0 && row < rows) y[row * gridDim.y + blockIdx.y] = narrow<Out>(sum);
 }
@@ -178,16 +203,19 @@ int64_t parts(TensorView x, bool over_rows) {
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.device().device_id);
   const int64_t rows = x.size(0), packs = (x.size(1) * x.dtype().bits + 127) / 128;
   const int64_t blocks = std::max<int64_t>(1, over_rows ? (packs + 31) / 32 : rows);
-  const int64_t most = over_rows ? rows / BLOCK_ROWS : packs / (THREADS * AHEAD);
+  const int64_t most = over_rows ? rows / BLOCK_ROWS : packs / (ROW_THREADS * ROW_AHEAD);
   return std::clamp<int64_t>((int64_t(processors) * WAVES + blocks - 1) / blocks, 1, std::max<int64_t>(1, most));
 }
 
 template <typename In, typename Out>
 void rows_of(const void* x, int64_t stride, int64_t rows, int columns, int parts, void* y, cudaStream_t stream) {
   const int packs = (columns / parts + Pack<In>::N - 1) / Pack<In>::N;
-  const int a_row = std::min(THREADS, std::max(1, (packs + 32 * AHEAD - 1) / (32 * AHEAD)) * 32), together = THREADS / a_row;
+  const int a_row = std::min(ROW_THREADS, std::max(1, (packs + 32 * ROW_AHEAD - 1) / (32 * ROW_AHEAD)) * 32);
+  const int together = std::max(1, std::min(THREADS, ROW_THREADS) / a_row);
   const dim3 grid(unsigned((rows + together - 1) / together), parts), block(a_row, together);
-  reduce_rows<In, Out><<<grid, block, 0, stream>>>(static_cast<const In*>(x), stride, static_cast<Out*>(y), rows, columns);
+  // Of a row that begins within a pack and ends within one: a division less before a block's first load.
+  const int each = ((columns + 2 * Pack<In>::N - 2) / Pack<In>::N + parts - 1) / parts;
+  reduce_rows<In, Out><<<grid, block, 0, stream>>>(static_cast<const In*>(x), stride, static_cast<Out*>(y), rows, columns, each);
 }
 
 template <typename In, typename Out>
@@ -227,7 +255,7 @@ void launch(TensorView x, TensorView partial, TensorView y, bool over_rows) {
 }
 """
 
-DEFINES = {"THREADS": THREADS, "AHEAD": AHEAD, "WAVES": WAVES}
+DEFINES = {"ROW_THREADS": ROW_THREADS, "ROW_AHEAD": ROW_AHEAD, "THREADS": THREADS, "AHEAD": AHEAD, "WAVES": WAVES}
 
 module = tvm_ffi.cpp.load_inline(
     "reduce",

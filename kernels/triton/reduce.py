@@ -6,7 +6,7 @@ One addition for each 2 to 4 bytes: memory decides, and x is read as it lies. Wh
 contiguous one, a program walks along it and short rows share a program; where the kept one is, a program walks across
 rows with a sum for each column. Where that gives too few programs to fill the GPU, the summed dimension is cut, and a
 second pass of the same kernel adds up the parts: in the same order every time.
-Another GPU should revisit FILL, BLOCK and WARPS: they follow its number of SMs and its memory latency.
+Another GPU should revisit FILL, BLOCK, UNROLL and WARPS: they follow its number of SMs and its memory latency.
 """
 
 import torch
@@ -23,12 +23,14 @@ COLUMNS = 128  # tune: 32, 64, 128, 256, 512 | columns of a program, where the k
 ROWS = 32  # tune: 8, 16, 32, 64, 128 | rows that such a program has in flight at once
 FILL = 512  # tune: 128, 256, 512, 1024, 2048 | programs wanted before the summed dimension is cut
 STAGES = 1  # tune: 1, 2, 3, 4 | blocks fetched ahead through shared memory
+UNROLL = 2  # tune: 1, 2, 4 | blocks of a row asked for before the first of them is added
 
 
 @triton.jit
 def along_rows_kernel(
-    x_ptr, y_ptr, rows, length, span, parts, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
-):
+    x_ptr, y_ptr, rows, length, span, parts, x_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
     # 64-bit row offsets: a matrix may have more than 2^31 elements.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1).to(tl.int64)
@@ -38,8 +40,9 @@ def along_rows_kernel(
     last = tl.minimum(first + span, length)
     # A sum for each lane, none of them long: lanes meet once, in a tree, and the rounding stays small.
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
-        inside = (row < rows)[:, None] & (start + offset < last)
+    for start in tl.range(first, last, BLOCK, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        # Where blocks fit the matrix (EVEN), masks are true for certain, and the compiler drops them.
+        inside = (row < rows)[:, None] & (start + offset < last) | EVEN
         # Read once and never again: it should not push anything else out of the L2 cache.
         sums += tl.load(x_ptr + start + offset, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     y = tl.sum(sums, axis=1).to(y_ptr.dtype.element_ty)
@@ -85,8 +88,9 @@ def sum_along(x, y, rows, length, stride):
     out = y if parts == 1 else torch.empty(rows * parts, dtype=torch.float32, device=y.device)
     warps = max(1, min(WARPS, tile_rows * block // 256))
     along_rows_kernel[(grid, parts)](
-        x, out, rows, length, span, parts, stride, ROWS=tile_rows, BLOCK=block, STAGES=STAGES, num_warps=warps
-    )
+        x, out, rows, length, span, parts, stride, ROWS=tile_rows, BLOCK=block, STAGES=STAGES, UNROLL=UNROLL,
+        EVEN=rows % tile_rows == 0 and length % span == 0, num_warps=warps,
+    )  # fmt: skip
     if parts > 1:
         sum_along(out, y, rows, parts, parts)
 

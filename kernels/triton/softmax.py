@@ -5,8 +5,11 @@ Bytes: x is read, y is written: 2·R·C · itemsize. Flops: 5·R·C, an exponent
 Five operations for each 2 to 4 bytes: memory decides. So a row that fits in registers is read once and stays there
 (short rows share a program); a longer row is read twice, the second time mostly from the L2 cache. On the first way
 each thread keeps a maximum and a sum of its own and corrects the sum when its maximum rises (Milakov and Gimelshein,
-"Online normalizer calculation for softmax", 2018), so that threads meet only once a row.
-Another GPU should revisit PER_THREAD, LONG_ROW and LONG_BLOCK: they follow its registers, its L2 and its memory latency.
+"Online normalizer calculation for softmax", 2018), so that threads meet only once a row. A thread of a long row holds one
+vector at a time: with 32 registers two programs of 32 warps fill a multiprocessor, and that is worth a quarter of the time
+(16 warps with two vectors take 75 registers, and fill a quarter of it).
+Another GPU should revisit PER_THREAD, LONG_ROW, LONG_BLOCK and LONG_WARPS: they follow its registers, its L2 and its
+memory latency.
 """
 
 import torch
@@ -21,8 +24,8 @@ PER_THREAD = (
 )
 TILE = 2048  # tune: 512, 1024, 2048, 4096, 8192 | least elements of a tile: short rows share a program
 LONG_ROW = 32768  # tune: 4096, 8192, 16384, 32768 | longest row that is kept in registers
-LONG_BLOCK = 8192  # tune: 1024, 2048, 4096, 8192, 16384 | elements of a long row that are in flight at once
-LONG_WARPS = 16  # tune: 4, 8, 16 | warps of a long row's program
+LONG_BLOCK = 8192  # tune: 1024, 2048, 4096, 8192, 16384 | halves of a long row in flight at once; half as many floats
+LONG_WARPS = 32  # tune: 4, 8, 16, 32 | warps of a long row's program
 STAGES = 1  # tune: 1, 2, 3 | blocks of a long row fetched ahead through shared memory
 
 
@@ -78,7 +81,9 @@ def long_row_kernel(
     x = tl.load(x_row + lane, mask=lane < head, other=float("-inf"))
     top, total = add(x.to(tl.float32)[:, None], top, total)
     for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        top, total = add(tl.load(x_at + start + offset).to(tl.float32), top, total)
+        # Wanted once more: the L2 cache should rather keep it than what is written.
+        block = tl.load(x_at + start + offset, eviction_policy="evict_last")
+        top, total = add(block.to(tl.float32), top, total)
     x = tl.load(x_at + whole + offset, mask=whole + offset < columns - head, other=float("-inf"))
     top, total = add(x.to(tl.float32), top, total)
 
@@ -89,7 +94,8 @@ def long_row_kernel(
     put(x_at + whole + offset, y_at + whole + offset, whole + offset < columns - head, highest, scale)
     for done in tl.range(BLOCK, whole + BLOCK, BLOCK, num_stages=STAGES):
         again = tl.load(x_at + (whole - done) + offset, eviction_policy="evict_first").to(tl.float32)
-        tl.store(y_at + (whole - done) + offset, (tl.exp(again - highest) * scale).to(y_ptr.dtype.element_ty))
+        y = (tl.exp(again - highest) * scale).to(y_ptr.dtype.element_ty)
+        tl.store(y_at + (whole - done) + offset, y, cache_modifier=".cs")
     put(x_row + lane, y_row + lane, lane < head, highest, scale)
 
 
@@ -103,7 +109,7 @@ def kernel_fn(x):
     if columns > LONG_ROW:
         vector = 16 // x.element_size()
         long_row_kernel[(rows,)](
-            x, y, columns, x.stride(0), BLOCK=LONG_BLOCK, VECTOR=vector,
+            x, y, columns, x.stride(0), BLOCK=LONG_BLOCK * vector // 8, VECTOR=vector,
             TOGETHER=(x.stride(0) - columns) % vector == 0, STAGES=STAGES, num_warps=LONG_WARPS,
         )  # fmt: skip
         return y

@@ -1,9 +1,10 @@
 // CUDA C++ on the CPU, one thread of a block at a time: what a test compiles a kernel against to check its arithmetic.
 //
 // A thread of CUDA is a fiber; it runs until it waits at a barrier, of the block or of its warp. Blocks run one after
-// another, so __shared__ is static. Warp functions, ldmatrix, mma.sync and cp.async follow the layouts of the PTX
-// manual; copies arrive only when they are waited for. Not covered: races, memory order, alignment faults, speed, the
-// last bit of approximate functions, and whatever else only a GPU can say.
+// another, so __shared__ is static; those of a cluster run together, and what each of them shares must be dynamic. Warp
+// functions, ldmatrix, mma.sync and cp.async follow the layouts of the PTX manual; copies arrive only when they are
+// waited for. Not covered: races, memory order, alignment faults, speed, the last bit of approximate functions, and
+// whatever else only a GPU can say.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -29,7 +30,7 @@
 #undef __grid_constant__
 #define __grid_constant__
 #define threadIdx (emulated::self().index)
-#define blockIdx (emulated::block_index)
+#define blockIdx (emulated::self().block->index)
 #define blockDim (emulated::block_size)
 #define gridDim (emulated::grid_size)
 
@@ -50,6 +51,12 @@ struct Warp {
   uint64_t slot[32][8];
 };
 
+struct Block {
+  uint3 index;
+  Barrier barrier;
+  std::vector<char> shared;
+};
+
 constexpr size_t STACK_BYTES = 128 << 10;
 
 struct Fiber {
@@ -60,23 +67,24 @@ struct Fiber {
   uint3 index;
   int lane;
   Warp* warp;
+  Block* block;
   std::vector<std::vector<Copy>> groups;
   std::vector<Copy> open;
 };
 
-inline uint3 block_index;
 inline dim3 block_size, grid_size;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::vector<std::unique_ptr<Warp>> warps;
-inline std::vector<char> shared;
+inline std::vector<Block> cluster;  // the blocks that run, one unless a launch asks for more
 inline std::function<void()> body;
-inline Barrier block;
+inline Barrier everyone;  // in the cluster
 inline Fiber* running;
 inline jmp_buf scheduler;
 inline unsigned progress;
 
 inline Fiber& self() { return *running; }
-inline void* dynamic_shared() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(shared.data()) + 1023) / 1024 * 1024); }
+inline void* shared_of(Block& b) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(b.shared.data()) + 1023) / 1024 * 1024); }
+inline void* dynamic_shared() { return shared_of(*self().block); }
 
 inline void yield() {
   Fiber* me = running;
@@ -106,7 +114,8 @@ inline void fiber_main() {
     body();
     me.done = true;
     ++progress;
-    leave(block);
+    leave(everyone);
+    leave(me.block->barrier);
     leave(me.warp->barrier);
     yield();
   }
@@ -126,23 +135,30 @@ inline void resume(Fiber& fiber) {
   setcontext(&fiber.start);
 }
 
-inline void run_block(int threads) {
-  block = Barrier{threads};
-  for (int w = 0; w < (threads + 31) / 32; ++w) warps[w]->barrier = Barrier{std::min(32, threads - 32 * w)};
-  std::fill(shared.begin(), shared.end(), char(0xff));  // NaNs: what was not written shows
-  for (int t = 0; t < threads; ++t) {
-    Fiber& f = *fibers[t];
-    f.done = false;
-    f.index = {t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y};
-    f.lane = t % 32;
-    f.warp = warps[t / 32].get();
-    f.groups.clear();
-    f.open.clear();
+inline void run_cluster(uint3 first, dim3 blocks, int threads) {
+  const int warps_each = (threads + 31) / 32;
+  everyone = Barrier{int(cluster.size()) * threads};
+  for (unsigned i = 0; i < cluster.size(); ++i) {
+    Block& block = cluster[i];
+    block.index = {first.x + i % blocks.x, first.y + i / blocks.x % blocks.y, first.z + i / blocks.x / blocks.y};
+    block.barrier = Barrier{threads};
+    for (int w = 0; w < warps_each; ++w) warps[i * warps_each + w]->barrier = Barrier{std::min(32, threads - 32 * w)};
+    std::fill(block.shared.begin(), block.shared.end(), char(0xff));  // NaNs: what was not written shows
+    for (int t = 0; t < threads; ++t) {
+      Fiber& f = *fibers[i * threads + t];
+      f.done = false;
+      f.index = {t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y};
+      f.lane = t % 32;
+      f.warp = warps[i * warps_each + t / 32].get();
+      f.block = &block;
+      f.groups.clear();
+      f.open.clear();
+    }
   }
   for (;;) {
     const unsigned before = progress;
     bool left = false;
-    for (int t = 0; t < threads; ++t)
+    for (size_t t = 0; t < cluster.size() * threads; ++t)
       if (!fibers[t]->done) left = true, resume(*fibers[t]);
     if (!left) return;
     if (progress == before) {
@@ -152,21 +168,22 @@ inline void run_block(int threads) {
   }
 }
 
-inline void launch(std::function<void()> kernel, dim3 grid, dim3 threads, size_t shared_bytes = 0, void* = nullptr) {
+inline void launch(std::function<void()> kernel, dim3 grid, dim3 threads, size_t shared_bytes = 0, void* = nullptr, dim3 blocks = 1) {
   const int count = int(threads.x * threads.y * threads.z);
-  if (count > 1024 || count == 0 || grid.x * grid.y * grid.z == 0) {
+  if (count > 1024 || count == 0 || grid.x * grid.y * grid.z == 0 || grid.x % blocks.x || grid.y % blocks.y || grid.z % blocks.z) {
     std::fprintf(stderr, "launch of %u x %u x %u blocks of %d threads\n", grid.x, grid.y, grid.z, count);
     std::abort();
   }
-  while (fibers.size() < size_t(count)) fibers.emplace_back(new Fiber);
-  while (warps.size() < size_t(count + 31) / 32) warps.emplace_back(new Warp);
-  shared.resize(shared_bytes + 1024);
+  cluster.resize(blocks.x * blocks.y * blocks.z);
+  while (fibers.size() < cluster.size() * count) fibers.emplace_back(new Fiber);
+  while (warps.size() < cluster.size() * ((count + 31) / 32)) warps.emplace_back(new Warp);
+  for (Block& block : cluster) block.shared.resize(shared_bytes + 1024);
   body = std::move(kernel);
   block_size = threads;
   grid_size = grid;
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) block_index = {x, y, z}, run_block(count);
+  for (unsigned z = 0; z < grid.z; z += blocks.z)
+    for (unsigned y = 0; y < grid.y; y += blocks.y)
+      for (unsigned x = 0; x < grid.x; x += blocks.x) run_cluster({x, y, z}, blocks, count);
 }
 
 template <typename T> T from_lane(T v, int lane) {
@@ -189,7 +206,7 @@ inline float half_of(uint32_t word, int j, __nv_bfloat16) {
 
 }  // namespace emulated
 
-inline void __syncthreads() { emulated::wait(emulated::block); }
+inline void __syncthreads() { emulated::wait(emulated::self().block->barrier); }
 inline void __syncwarp(unsigned = ~0u) { emulated::wait(emulated::self().warp->barrier); }
 template <typename T> T __shfl_xor_sync(unsigned, T v, int mask) { return emulated::from_lane(v, emulated::self().lane ^ mask); }
 template <typename T> T __shfl_sync(unsigned, T v, int lane) { return emulated::from_lane(v, lane); }
@@ -208,6 +225,8 @@ inline float exp2_approx(float v) {  // ex2.approx.ftz.f32: results below 2^-126
   const float y = std::exp2(v);
   return y < 0x1p-126f ? 0.0f : y;
 }
+inline uint4 load_kept(const uint4* p) { return *p; }  // caches are not emulated
+inline void store_passing(uint4* p, uint4 v) { *p = v; }
 inline void copy_async(void* to, const void* from, int bytes) {  // 16 bytes, those beyond `bytes` zero
   emulated::self().open.push_back({to, from, bytes, 16});
 }

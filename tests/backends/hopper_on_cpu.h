@@ -130,6 +130,14 @@ inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, uin
 inline void copy_tile(void* to, const CUtensorMap* map, int column, int row, int head, int batch, uint64_t* barrier) {
   emulated::copy_box(to, *reinterpret_cast<const emulated::Map*>(map), {column, row, head, batch}, barrier);
 }
+inline void copy_tile_once(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+  copy_tile(to, map, column, row, barrier);
+}
+inline void cluster_sync() { emulated::wait(emulated::everyone); }
+inline float peer(const float* p, int rank) {
+  const int64_t offset = reinterpret_cast<const char*>(p) - static_cast<char*>(emulated::dynamic_shared());
+  return *reinterpret_cast<const float*>(static_cast<char*>(emulated::shared_of(emulated::cluster[rank])) + offset);
+}
 inline void prefetch_tile(const CUtensorMap*, int, int) {}
 inline void let_next_begin() {}  // launches run one after the other
 inline void wait_for_earlier() {}
@@ -175,7 +183,13 @@ template <typename T, int N> void wgmma(float (&d)[N], const uint32_t (&a)[4], u
 namespace emulated {
 template <typename... P, typename... A> cudaError_t launch_with(const cudaLaunchConfig_t* how, void (*kernel)(P...), A... arguments) {
   const auto& [grid, threads, shared_bytes, stream, attributes, count] = *how;
-  return launch([=] { kernel(arguments...); }, grid, threads, shared_bytes), cudaSuccess;
+  dim3 blocks = 1;
+  for (unsigned i = 0; i < count; ++i)
+    if (attributes[i].id == cudaLaunchAttributeClusterDimension) {
+      const auto& together = attributes[i].val.clusterDim;
+      blocks = dim3(together.x, together.y, together.z);
+    }
+  return launch([=] { kernel(arguments...); }, grid, threads, shared_bytes, nullptr, blocks), cudaSuccess;
 }
 }  // namespace emulated
 #define cudaLaunchKernelEx emulated::launch_with  // the runtime's own is a template

@@ -38,7 +38,7 @@ ALL = os.environ.get("AUTOKERNEL_CUDA_STARTERS") == "all"
 FOLDER = assets.root() / "kernels" / "cuda"
 PORTABLE = sorted(FOLDER.glob("*.py"))
 HOPPER = sorted(FOLDER.glob("sm90/*.py"))
-MOST_LINES = 500  # on Hopper two ways: wgmma for halves, FFMA for float32, and the launchers of both
+MOST_LINES = 550  # on Hopper three ways: wgmma for halves, FFMA for float32, a cluster for one row, and their launchers
 SLOW_PAIRS = 5_000  # pairs of query and key: more take the emulation longer than a default run has
 LONG: dict[str, Sequence[Dims]] = {  # rows that no registers hold, columns that several blocks share
     "softmax": ({"R": 2, "C": 70001}, {"R": 9, "C": 66000}, {"R": 2, "C": 20000}),
@@ -46,7 +46,7 @@ LONG: dict[str, Sequence[Dims]] = {  # rows that no registers hold, columns that
     "rmsnorm": ({"R": 2, "C": 40001},),
     "cross_entropy": ({"R": 1, "V": 50257},),
     "reduce": ({"R": 2, "C": 70001}, {"R": 7001, "C": 70}, {"R": 300, "C": 3001}),
-    "matmul": ({"M": 130, "K": 70, "N": 900},),
+    "matmul": ({"M": 130, "K": 70, "N": 900}, {"M": 1, "K": 1100, "N": 300}),
 }
 
 
@@ -274,6 +274,24 @@ def test_the_emulation_sees_a_copy_that_nobody_waits_for() -> None:
     inputs = problem.make_inputs({"M": 64, "K": 64, "N": 64}, "fp16", generator())
     with pytest.raises(AssertionError, match="NaN"):
         check(problem, kernel_of(broken), inputs, "fp16", {}, "")
+
+
+@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+@pytest.mark.parametrize(
+    ("right", "wrong", "seen"),
+    [
+        ("  cluster_sync();\n  for", "  for", "NaN"),
+        ("r < ROW_BLOCKS; ++r", "r < ROW_BLOCKS - 1; ++r", "exceeds the budget"),
+    ],
+    ids=["blocks that do not wait", "a block left out"],
+)
+def test_the_emulation_sees_what_a_cluster_misses(right: str, wrong: str, seen: str) -> None:
+    source = (FOLDER / "sm90" / "matmul.py").read_text()
+    assert source.count(right) == 1
+    problem: Problem = registry.load("problems", "matmul")
+    inputs = problem.make_inputs({"M": 1, "K": 1100, "N": 300}, "fp16", generator())
+    with pytest.raises(AssertionError, match=seen):
+        check(problem, kernel_of(source.replace(right, wrong)), inputs, "fp16", {}, "", statistical=True)
 
 
 # ------------------------------------------------------------------------------------------------- recipes

@@ -198,6 +198,19 @@ def test_halves_of_all_sizes_through_descriptors(workshop: Workshop) -> None:
     assert all({"fp16", "bf16"} <= exam.seen[stage] for stage in STAGES if stage != "smoke"), exam.seen
 
 
+def test_rows_of_all_lengths_read_twice(workshop: Workshop) -> None:
+    """Wide rows are, where there are a thousand of them, more than the interpreter could follow: here all rows are."""
+    source = (FOLDER / "rmsnorm.py").read_text()
+    twice = source.replace("if columns > LONG_ROW or", "if columns > 0 or").replace(
+        "LONG_BLOCK = 4096", "LONG_BLOCK = 64"
+    )
+    assert twice.count("columns > 0 or") == twice.count("= 64  # tune: 2048") == 1
+    examined(workshop, twice, registry.load("problems", "rmsnorm"), seed=24)
+    with pytest.raises(Failed):
+        wrong = twice.replace("EVEN: tl.constexpr = columns % BLOCK == 0", "EVEN: tl.constexpr = columns > 0")
+        examined(workshop, wrong, registry.load("problems", "rmsnorm"), seed=24)
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
@@ -257,7 +270,7 @@ def test_it_compiles_without_spilling(path: Path, binaries: Path) -> None:
     for kernel, figures in evidence.items():
         assert figures["spill_bytes"] == 0, (kernel, figures)
         assert 16 <= figures["registers"] <= 255 and figures["shared_bytes"] <= 227 << 10, (kernel, figures)
-        assert 0 < figures["occupancy"] <= 1 and figures["warps"] <= 16 and figures["variants"] >= 1, (kernel, figures)
+        assert 0 < figures["occupancy"] <= 1 and figures["warps"] <= 32 and figures["variants"] >= 1, (kernel, figures)
 
 
 # ---------------------------------------------------------------------------------------------- recipes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -46,6 +47,28 @@ def test_every_case_is_checked_by_somebody(team: Team) -> None:
     assert sum(map(len, calls)) == sum(counted.values())
     assert all(calls[1:])  # each helper had its share
     assert alone.errors.keys() == {"smoke", "shapes", "stability", "edges"}
+
+
+def test_nobody_waits_at_the_end_of_a_stage(team: Team) -> None:
+    """While one runner is still at its first case of a stage, another goes on with the next stages."""
+    slow, quick = team(HONEST, 2)
+    further = threading.Event()
+    held: list[bool] = []
+    slow_check, quick_check = slow.check, quick.check
+
+    def waiting(stage: str, case: object, seed: int) -> None:
+        if stage != "smoke" and not held:
+            held.append(further.wait(60))
+        slow_check(stage, case, seed)  # type: ignore[arg-type]
+
+    def going_on(stage: str, case: object, seed: int) -> None:
+        if stage == "edges":
+            further.set()
+        quick_check(stage, case, seed)  # type: ignore[arg-type]
+
+    slow.check, quick.check = waiting, going_on  # type: ignore[method-assign, assignment]
+    slow.run_all((WORK,), 5, helpers=lambda: [quick])
+    assert held == [True]
 
 
 def count_checks(exam: Examination) -> list[str]:

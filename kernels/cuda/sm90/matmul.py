@@ -11,7 +11,10 @@ for phase n - 1 of `empty`, and the first needs none: waiting for parity 1 of a 
 In shared memory a slice is rows of 128 bytes whose 16-byte pieces are XORed with the row modulo 8 (TMA's 128-byte swizzle, which wgmma
 undoes): groups of 8 rows are 1024 bytes. TMA fills zeros beyond the edges. float32 stays float32 (FFMA), never TF32.
 Where the sum over K is split, the launch that adds the parts up begins early and waits (programmatic dependent launch).
-Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../matmul.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES.
+One row has no use for tensor cores: each element of B is multiplied once. So B [K, N] goes from memory to registers, 64 KiB on their way
+to a multiprocessor, and a cluster of ROW_BLOCKS blocks shares a sum over K: they read each other's sums where they lie, in shared
+memory, without a second launch. Up to 64 rows read B once as well, and say so (evict_first): it need not push A out of the L2.
+Other GPUs: sm_90a alone (by hand: TVM_FFI_CUDA_ARCH_LIST=9.0a); ../matmul.py runs elsewhere. On an H100 with fewer multiprocessors or less bandwidth: GROUP, STAGES, ROW_AHEAD.
 """
 
 import torch
@@ -23,9 +26,12 @@ BACKEND = "cuda"
 BN = 256  # tune: 128, 192, 256 | columns of C a block computes, by 128 rows
 STAGES = 4  # tune: 3, 4 | slices in shared memory
 SMALL_BN = 128  # tune: 64, 128 | columns of C a block computes where tiles are few, by 64 rows
-SMALL_STAGES = 8  # tune: 4, 6, 8 | slices in shared memory then
+SMALL_STAGES = 6  # tune: 4, 6, 8 | slices in shared memory then
 GROUP = 8  # tune: 1, 4, 8, 16 | rows of tiles that are computed together, for the L2
 WAVES = 1  # tune: 1, 2, 4 | tasks a multiprocessor under which the sum over K is split
+ROW_WARPS = 8  # tune: 8, 16, 32 | warps a block that multiplies one row
+ROW_BLOCKS = 8  # tune: 1, 2, 4, 8 | blocks that share its sum over K, a cluster
+ROW_AHEAD = 16  # tune: 4, 8, 16 | 16-byte pieces of B in flight a thread then
 
 SOURCE = """
 #include <cuda.h>
@@ -70,6 +76,12 @@ __device__ inline void copy_tile(void* to, const CUtensorMap* map, int column, i
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row) : "memory");
 }
+// The same for what nobody reads again: it leaves the L2 first.
+__device__ inline void copy_tile_once(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+  asm volatile("{ .reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0; "
+               "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], once; }"
+               ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row) : "memory");
+}
 
 // ---- early starts: the next launch may begin while this one runs; it waits before it touches what this one writes
 __device__ inline void let_next_begin() {
@@ -77,6 +89,18 @@ __device__ inline void let_next_begin() {
 }
 __device__ inline void wait_for_earlier() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// ---- clusters: blocks that run at one time and read each other's shared memory
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+__device__ inline float peer(const float* p, int rank) {  // what lies at p in the shared memory of the cluster's block `rank`
+  float value;
+  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there]; }"
+               : "=f"(value) : "r"(shared_address(p)), "r"(rank) : "memory");
+  return value;
 }
 
 // ---- wgmma: d[64, N] = (keep ? d : 0) + a[64, 16] · b[16, N], issued by 4 warps together, ends in its own time
@@ -132,6 +156,10 @@ matmul_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUte
   __syncthreads();
   let_next_begin();
 
+  auto copy_b = [&](T* to, int column, int row, uint64_t* barrier) {
+    if (CONSUMERS == 1 && rows == 1) copy_tile_once(to, &b, column, row, barrier);
+    else copy_tile(to, &b, column, row, barrier);
+  };
   if (group == CONSUMERS) {  // the producer: one thread
     if constexpr (CONSUMERS == 2) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x % 128 == 0) {
@@ -145,10 +173,10 @@ matmul_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUte
           barrier_expect(&full[stage], (A_SIZE + B_SIZE) * int(sizeof(T)));
           copy_tile(as + stage * A_SIZE, &a, slice * BK, tile.x * ROWS, &full[stage]);
           if (K_LINES)
-            copy_tile(bs + stage * B_SIZE, &b, slice * BK, tile.y * COLUMNS, &full[stage]);
+            copy_b(bs + stage * B_SIZE, slice * BK, tile.y * COLUMNS, &full[stage]);
           else
             for (int n = 0; n < COLUMNS; n += 64)  // a block of 64 columns: 64 rows of 128 bytes
-              copy_tile(bs + stage * B_SIZE + n * BK, &b, tile.y * COLUMNS + n, slice * BK, &full[stage]);
+              copy_b(bs + stage * B_SIZE + n * BK, tile.y * COLUMNS + n, slice * BK, &full[stage]);
         }
       }
     }
@@ -211,6 +239,59 @@ matmul_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUte
       }
     }
   }
+}
+
+// ---- one row of A: a warp reads 512 bytes of a line of B, ROW_AHEAD of its lines before it multiplies the first.
+// gridDim = (columns / COLUMNS, ROW_BLOCKS), the second a cluster, whose blocks take as many lines of B each.
+template <typename T>
+__global__ void __launch_bounds__(32 * ROW_WARPS, ROW_WARPS == 8 ? 2 : 1)
+matmul_row(const T* a, int64_t step, const T* b, int64_t line, T* c, int n, int k) {
+  constexpr int N = 16 / sizeof(T), COLUMNS = 32 * N, SHARE = COLUMNS / ROW_BLOCKS;
+  extern __shared__ char memory[];
+  float *sums = reinterpret_cast<float*>(memory), *mine = sums + ROW_WARPS * COLUMNS;  // [warps, columns], [columns]
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = int(blockIdx.x) * COLUMNS + lane * N;
+  const int each = (k + ROW_BLOCKS - 1) / ROW_BLOCKS, from = int(blockIdx.y) * each, to = min(k, from + each);
+  const T* in = b + (column < n ? column : 0);  // lanes beyond the end do what the first does, and nobody asks for it
+  float sum[N] = {};
+  auto take = [&](int first, auto whole) {
+    uint4 pack[ROW_AHEAD];
+    float factor[ROW_AHEAD];
+    #pragma unroll
+    for (int j = 0; j < ROW_AHEAD; ++j) {
+      const int64_t i = first + j * ROW_WARPS;
+      const bool inside = decltype(whole)::value || i < to;
+      pack[j] = inside ? __ldcs(reinterpret_cast<const uint4*>(in + i * line)) : make_uint4(0, 0, 0, 0);
+      factor[j] = inside ? float(a[i * step]) : 0.0f;
+    }
+    #pragma unroll
+    for (int j = 0; j < ROW_AHEAD; ++j) {
+      T values[N];
+      memcpy(values, &pack[j], 16);
+      #pragma unroll
+      for (int e = 0; e < N; ++e) sum[e] += factor[j] * float(values[e]);
+    }
+  };
+  int i = from + warp;
+  for (; i + (ROW_AHEAD - 1) * ROW_WARPS < to; i += ROW_AHEAD * ROW_WARPS) take(i, std::true_type());
+  if (i < to) take(i, std::false_type());
+
+  #pragma unroll
+  for (int e = 0; e < N; ++e) sums[warp * COLUMNS + lane * N + e] = sum[e];
+  __syncthreads();
+  for (int j = threadIdx.x; j < COLUMNS; j += 32 * ROW_WARPS) {
+    float all = 0;
+    #pragma unroll
+    for (int w = 0; w < ROW_WARPS; ++w) all += sums[w * COLUMNS + j];
+    mine[j] = all;
+  }
+  cluster_sync();
+  for (int j = int(blockIdx.y) * SHARE + threadIdx.x; j < int(blockIdx.y + 1) * SHARE; j += 32 * ROW_WARPS) {
+    float all = 0;
+    #pragma unroll
+    for (int r = 0; r < ROW_BLOCKS; ++r) all += peer(mine + j, r);
+    if (int(blockIdx.x) * COLUMNS + j < n) c[int(blockIdx.x) * COLUMNS + j] = narrow<T>(all);
+  }
+  cluster_sync();  // a block that ends takes its shared memory with it
 }
 
 struct Matrix { const void* data; int64_t line, step; };  // element (i, j) at data[i * line + j * step]
@@ -294,25 +375,28 @@ int processors_of(const TensorView& x) {
 
 int64_t tiles(int64_t m, int64_t n, int rows, int columns) { return (m + rows - 1) / rows * ((n + columns - 1) / columns); }
 
-// Launches a kernel that calls wait_for_earlier: it may begin before what is ahead of it in the stream has ended.
 template <typename... P, typename... A>
-void launch_early(void (*kernel)(P...), unsigned blocks, unsigned threads, int bytes, cudaStream_t stream, A... arguments) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t how = {dim3(blocks), dim3(threads), size_t(bytes), stream, &early, 1};
-  TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&how, kernel, arguments...));
+void launch_with(cudaLaunchAttribute how, void (*kernel)(P...), dim3 grid, unsigned threads, int bytes, cudaStream_t stream, A... arguments) {
+  const cudaLaunchConfig_t config = {grid, dim3(threads), size_t(bytes), stream, &how, 1};
+  TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 // Large tiles where they occupy most multiprocessors; elsewhere small ones, whose sums over K are split further.
 bool is_large(int64_t m, int64_t n, int processors) { return m > 64 && tiles(m, n, 128, BN) * 4 >= processors * 3; }
 
+// One row, and a B whose lines are contiguous and start at multiples of 16 bytes.
+bool is_row(const TensorView& a, const TensorView& b) {
+  const int64_t size = a.dtype().bits / 8;
+  return a.size(0) == 1 && b.stride(1) == 1 && b.stride(0) * size % 16 == 0 && reinterpret_cast<uintptr_t>(b.data_ptr()) % 16 == 0;
+}
+
 // How many tasks share the sum over K of one tile.
-int64_t parts(TensorView a, int64_t n) {
+int64_t parts(TensorView a, TensorView b) {
   const int processors = processors_of(a);
+  const int64_t m = a.size(0), n = b.size(1);
   const bool wide = a.dtype().bits == 32;
-  if (!wide && is_large(a.size(0), n, processors)) return 1;
-  const int64_t blocks = std::max<int64_t>(1, wide ? tiles(a.size(0), n, 128, 128) : tiles(a.size(0), n, 64, SMALL_BN));
+  if (is_row(a, b) || (!wide && is_large(m, n, processors))) return 1;
+  const int64_t blocks = std::max<int64_t>(1, wide ? tiles(m, n, 128, 128) : tiles(m, n, 64, SMALL_BN));
   return std::clamp<int64_t>(processors * WAVES / blocks, 1, std::max<int64_t>(1, a.size(1) / (4 * BK)));
 }
 
@@ -360,6 +444,15 @@ template <typename T> void matmul(TensorView A, TensorView B, TensorView partial
     TVM_FFI_CHECK_CUDA_ERROR(cudaMemsetAsync(c, 0, int64_t(m) * n * sizeof(T), stream));
     return;
   }
+  cudaLaunchAttribute how = {};
+  if (is_row(A, B)) {
+    constexpr int COLUMNS = 32 * 16 / sizeof(T), BYTES = (ROW_WARPS + 1) * COLUMNS * 4;
+    how.id = cudaLaunchAttributeClusterDimension;
+    how.val.clusterDim.x = how.val.clusterDim.z = 1, how.val.clusterDim.y = ROW_BLOCKS;
+    launch_with(how, matmul_row<T>, dim3((n + COLUMNS - 1) / COLUMNS, ROW_BLOCKS), 32 * ROW_WARPS, BYTES, stream,
+                static_cast<const T*>(a.data), a.step, static_cast<const T*>(B.data_ptr()), B.stride(0), c, n, k);
+    return;
+  }
   if constexpr (sizeof(T) == 4) {
     const Sum all = {m, n, k, slices * BK};
     const dim3 grid(unsigned(tiles(m, n, 128, 128)), count);
@@ -377,7 +470,10 @@ template <typename T> void matmul(TensorView A, TensorView B, TensorView partial
     }
   }
   const int64_t size = int64_t(m) * n;
-  if (sums) launch_early(add_parts<T>, unsigned(std::min<int64_t>(4096, (size + 255) / 256)), 256, 0, stream, sums, count, size, c);
+  if (!sums) return;
+  how.id = cudaLaunchAttributeProgrammaticStreamSerialization;  // may begin before what is ahead of it in the stream has ended
+  how.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(how, add_parts<T>, dim3(unsigned(std::min<int64_t>(4096, (size + 255) / 256))), 256, 0, stream, sums, count, size, c);
 }
 
 void launch(TensorView A, TensorView B, TensorView partial, TensorView C) {
@@ -422,6 +518,9 @@ DEFINES = {
     "SMALL_STAGES": SMALL_STAGES,
     "GROUP": GROUP,
     "WAVES": WAVES,
+    "ROW_WARPS": ROW_WARPS,
+    "ROW_BLOCKS": ROW_BLOCKS,
+    "ROW_AHEAD": ROW_AHEAD,
 }
 
 module = tvm_ffi.cpp.load_inline(
@@ -445,7 +544,7 @@ def kernel_fn(A, B):
         A = in_lines(A)
         B = in_lines(B.t()).t() if B.stride(0) == 1 and B.stride(1) != 1 else in_lines(B)
     C = torch.empty((A.shape[0], B.shape[1]), dtype=A.dtype, device=A.device)
-    parts = module.parts(A, B.shape[1])
+    parts = module.parts(A, B)
     partial = torch.empty((parts if parts > 1 else 0, *C.shape), dtype=torch.float32, device=A.device)
     module.launch(A, B, partial, C)
     return C
