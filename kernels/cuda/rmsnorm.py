@@ -5,7 +5,7 @@ Bytes: x is read and y written once, 2·R·C · itemsize; weight comes from the 
 GPU could do in the time of the bytes. So a row is read once, into registers, in accesses of 16 bytes that are all on
 their way before the first is used; its squares are added up; and it is written from those registers. Rows beyond the registers
 of a block (16,384 half-precision columns) are read a second time, from the L2 for the most part.
-What is read stays in the L2, and what is written leaves it first: rows of 8192 halves gain 2 % by it, and lose 4 % the other way round.
+Rows in registers are read without a hint: to have x leave the caches first costs more where y is written at the same time.
 Other GPUs: revisit PACKS and BLOCK (they decide how many bytes a multiprocessor has on their way).
 """
 
@@ -39,20 +39,6 @@ template <typename T> __device__ inline T narrow(float v);  // round to nearest 
 template <> __device__ inline float narrow(float v) { return v; }
 template <> __device__ inline f16 narrow(float v) { return __float2half_rn(v); }
 template <> __device__ inline bf16 narrow(float v) { return __float2bfloat16_rn(v); }
-
-// x is kept in the L2 longest, y leaves it first: a policy each, which CUDA C++ has no words for.
-__device__ inline uint4 load_kept(const uint4* p) {
-  uint4 v;
-  asm volatile("{ .reg .b64 last; createpolicy.fractional.L2::evict_last.b64 last, 1.0; "
-               "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], last; }"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
-__device__ inline void store_passing(uint4* p, uint4 v) {
-  asm volatile("{ .reg .b64 first; createpolicy.fractional.L2::evict_first.b64 first, 1.0; "
-               "st.global.L1::no_allocate.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, first; }"
-               ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
 
 // What one thread moves in one access: 16 bytes, the widest there is. As words, so that halves stay two to a register.
 template <typename T> struct Pack {
@@ -96,7 +82,7 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
   const uint32_t empty = PER_WORD == 1 ? outside : outside | outside << 16;
   uint4 raw = make_uint4(empty, empty, empty, empty);
-  if (EVEN ? first < columns : first + N > 0 && max(first, 0) < columns) raw = load_kept(reinterpret_cast<const uint4*>(row + first));
+  if (EVEN ? first < columns : first + N > 0 && max(first, 0) < columns) raw = *reinterpret_cast<const uint4*>(row + first);
   Pack<T> pack;
   pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
   if (!EVEN && (first < 0 || first + N > columns)) {
@@ -132,7 +118,7 @@ template <bool EVEN, typename T> __device__ inline Pack<T> load_shared(const T* 
 template <bool EVEN, typename T> __device__ inline void store(T* row, int first, int columns, const float (&v)[Pack<T>::N]) {
   if (EVEN ? first < columns : first >= 0 && first + Pack<T>::N <= columns && aligned(row + first)) {
     const Pack<T> p = packed<T>(v);
-    store_passing(reinterpret_cast<uint4*>(row + first), make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]));
+    __stcs(reinterpret_cast<uint4*>(row + first), make_uint4(p.word[0], p.word[1], p.word[2], p.word[3]));
   } else if (!EVEN) {
     #pragma unroll
     for (int j = 0; j < Pack<T>::N; ++j)

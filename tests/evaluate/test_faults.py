@@ -154,8 +154,9 @@ def killing(find: Callable[[], int], stage: str) -> Callable[[Mapping[str, Any]]
 
 
 def runners(judge: JudgeClient) -> list[psutil.Process]:
-    """The last in each chain judge, nursery (two), reaper, runner."""
-    return [p for p in psutil.Process(judge.pid).children(recursive=True) if not p.children()]
+    """The last in each chain judge, nursery (two), reaper, runner; the youngest last, whatever its number."""
+    leaves = [p for p in psutil.Process(judge.pid).children(recursive=True) if not p.children()]
+    return sorted(leaves, key=psutil.Process.create_time)
 
 
 def test_a_runner_that_is_killed_is_one_verdict(strict: JudgeClient) -> None:

@@ -43,8 +43,8 @@ UNWRITTEN = (
 )
 # Triton: the mask of the store is left out.
 NO_MASK = (
-    'column, y, mask=inside, eviction_policy="evict_first")',
-    'column, y, eviction_policy="evict_first")',
+    "y.to(y_ptr.dtype.element_ty), mask=inside)\n\n\n@triton.jit",
+    "y.to(y_ptr.dtype.element_ty))\n\n\n@triton.jit",
 )
 
 

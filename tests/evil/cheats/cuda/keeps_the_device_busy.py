@@ -26,9 +26,12 @@ def work_on(stream):
     spare = torch.empty(1 << 26, device="cuda")
     with torch.cuda.stream(stream):
         while True:
-            for _ in range(50):
-                spare.add_(1)
-            stream.synchronize()
+            try:  # what others record forbids it to wait, for a while
+                for _ in range(50):
+                    spare.add_(1)
+                stream.synchronize()
+            except RuntimeError:
+                pass
 
 
 def kernel_fn(x, weight, eps=1e-6):
