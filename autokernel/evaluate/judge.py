@@ -115,10 +115,13 @@ class Judge:
                 team.extend(Examination(problem, each, self._device, aten, off) for each in started)
                 return team
 
-            exam.run_all(target.workloads, secrets.randbits(60), clock.stage, helpers)
+            def dismiss(other: Examination) -> None:
+                self._workshop.let_go([other.handle])
+
+            exam.run_all(target.workloads, secrets.randbits(60), clock.stage, helpers, dismiss)
             clock.stage("timing", 0, 1)
             contest = self._contest_of(target, problem, off)
-            self._workshop.let_go(each.handle for each in (exam, *team))  # one that holds a GPU takes its time to end
+            self._workshop.let_go([handle])  # one that holds a GPU takes its time to end
             side = contest.admit(source)
             self._workshop.settle()
             contest.calibrate(side)

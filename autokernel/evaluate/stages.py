@@ -69,17 +69,19 @@ class Examination:
         seed: int,
         on_stage: OnStage = lambda *_: None,
         helpers: Callable[[], Sequence[Examination]] = tuple,
+        dismiss: Callable[[Examination], None] = lambda _: None,
     ) -> None:
         """All five stages, in order of cost. ``helpers`` starts further runners of the same file, which after the smoke
-        stage take their share of all others' cases. Raises Failed: the first failure in the order of the cases.
+        stage take their share of all others' cases; ``dismiss`` is told of each, by its own thread, when there are none
+        left for it. Raises Failed: the first failure in the order of the cases.
         """
         rng = random.Random(seed)
         planned = plan(self.problem, self.where.type, workloads, rng, self.off)
         cases = [(stage, case, rng.getrandbits(60)) for stage in STAGES for case in planned[stage]]
         share_out([self], [each for each in cases if each[0] == "smoke"], on_stage)
-        team = [self, *helpers()]
-        share_out(team, [each for each in cases if each[0] != "smoke"], on_stage)
-        for other in team[1:]:
+        others = helpers()
+        share_out([self, *others], [each for each in cases if each[0] != "smoke"], on_stage, dismiss)
+        for other in others:
             self.precisions |= other.precisions
             self.errors |= {s: max(e, self.errors.get(s, 0.0)) for s, e in other.errors.items()}
 
@@ -185,11 +187,15 @@ class Examination:
 
 
 def share_out(
-    team: Sequence[Examination], cases: Sequence[tuple[str, Case, int]], on_stage: OnStage = lambda *_: None
+    team: Sequence[Examination],
+    cases: Sequence[tuple[str, Case, int]],
+    on_stage: OnStage,
+    dismiss: Callable[[Examination], None] = lambda _: None,
 ) -> None:
     """Check cases, each with its stage and its seed, by several runners of one file, each of which takes the next case
     when it is done with one. ``on_stage`` is told of each case as it is taken: of its stage, of which the last cases
-    may still be at work. Raises the first Failed in their order.
+    may still be at work. ``dismiss`` is told of each but the first of the team when it has nothing left to do. Raises
+    the first Failed in their order.
     """
     sizes = Counter(stage for stage, _, _ in cases)
     firsts = {stage: position for position, (stage, _, _) in reversed(list(enumerate(cases)))}
@@ -214,11 +220,16 @@ def share_out(
                     failures[position] = failure
                     return
 
+    def helped(member: Examination) -> None:
+        work(member)
+        if member is not team[0]:
+            dismiss(member)
+
     if len(team) == 1:
         work(team[0])  # here: another thread's operations would start processor threads of their own
     else:
         with ThreadPoolExecutor(len(team)) as pool:
-            list(pool.map(work, team))  # raises what is no verdict
+            list(pool.map(helped, team))  # raises what is no verdict
     if failures:
         tell(min(failures))
         raise failures[min(failures)]

@@ -67,8 +67,10 @@ def test_nobody_waits_at_the_end_of_a_stage(team: Team) -> None:
         quick_check(stage, case, seed)  # type: ignore[arg-type]
 
     slow.check, quick.check = waiting, going_on  # type: ignore[method-assign, assignment]
-    slow.run_all((WORK,), 5, helpers=lambda: [quick])
+    dismissed: list[Examination] = []
+    slow.run_all((WORK,), 5, helpers=lambda: [quick], dismiss=dismissed.append)
     assert held == [True]
+    assert dismissed == [quick]
 
 
 def count_checks(exam: Examination) -> list[str]:
