@@ -52,6 +52,11 @@ for n in range(10**5):
 ENDS: Mapping[str, Fault] = {
     "segfault": (call("ctypes.string_at(0)"), Status.CRASH, "SIGSEGV"),
     "abort": (call("os.abort()"), Status.CRASH, "SIGABRT"),
+    "abort when it is shown inputs": (
+        load("import autokernel.evaluate.runner as harness\nharness.Runner.inputs = lambda *_: os.abort()"),
+        Status.CRASH,
+        "SIGABRT",
+    ),
     "illegal instruction": (call("os.kill(os.getpid(), signal.SIGILL)"), Status.CRASH, "SIGILL"),
     "kills its own group": (call("os.killpg(0, 9)"), Status.CRASH, "SIGKILL"),
     "kills all that it sees": (call("os.kill(-1, 9)"), Status.SMOKE, "No such process"),
