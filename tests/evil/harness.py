@@ -48,11 +48,11 @@ NEIGHBOURS: Mapping[str, tuple[str, ...]] = {
     "still": ("hidden", "committed"),
     "floor": ("hidden", "all-kept", "committed"),
 }
-# What `make test` judges: at least one of each kind, by test and by name.
+# What `make test` judges, by test and by name: one of each kind but timing, whose cheats take longest.
 _CHEATS = (
     "lru_cache", "warm_up_lookup", "last_call_only", "computed_when_asked", "helper_process", "library_call",
     "aware_of_the_audit", "callers_variables", "answer_forged", "makes_inputs_easy", "tensor_subclass", "half_inside",
-    "fourteen_bits", "tested_shapes_only", "encoded_source", "below_the_floor",
+    "fourteen_bits", "tested_shapes_only", "encoded_source",
 )  # fmt: skip
 _HONEST = (
     "cached_launch", "integer_atomics", "transposed_output", "padded_output", "workspace_by_shape", "suspicious_words",
