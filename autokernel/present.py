@@ -54,9 +54,12 @@ def headline(report: Report) -> str:
     gain = f"{proof.speedup[mode]['eager']['mean']:.2f}x as fast as eager"
     beside = "" if mode == "ours" else f"{NAMES[mode]}, "
     if proof.train:
-        return f"{report.run}: {counts}; a training step {gain} ({beside}measured)"
-    told = f"{gain} ({beside}measured; projected {report.projected_speedup:.2f}x)"
-    return f"{report.run}: {counts}; the whole forward pass {told}"
+        told = f"a training step {gain} ({beside}measured)"
+    else:
+        told = f"the whole forward pass {gain} ({beside}measured; projected {report.projected_speedup:.2f}x)"
+    if proof.forward_us[proof.rival] < proof.forward_us[mode]:  # no gain over eager is told without what beats it
+        told += f"; {NAMES[proof.rival]} alone {proof.speedup[proof.rival]['eager']['mean']:.2f}x"
+    return f"{report.run}: {counts}; {told}"
 
 
 def facts(report: Report) -> list[str]:

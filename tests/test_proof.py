@@ -75,6 +75,13 @@ def test_a_loss_is_an_honest_no(run: Path) -> None:
     assert told.startswith("not faster end to end") and told.endswith("stay with torch.compile")
 
 
+def test_no_gain_over_eager_is_told_without_what_beats_it(run: Path) -> None:
+    write(run, verification(1.25, 1.34))
+    assert present.headline(report.build(run)).endswith("; torch.compile alone 1.34x")
+    write(run, verification(1.5, 1.2))
+    assert "alone" not in present.headline(report.build(run))
+
+
 def test_within_the_interval_nothing_is_claimed(run: Path) -> None:
     assert write(run, verification(1.5, 1.5)).headline().startswith("no difference shown end to end")
 

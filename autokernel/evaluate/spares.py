@@ -1,6 +1,6 @@
 """Runners made ahead of the next candidate, while nothing is judged: forked, confined, awake, and nothing loaded.
 
-To open a GPU takes a process 0.2 s, and the driver lets processes do it one after the other: the ten runners that
+To open a GPU takes a process 0.2 s, and the driver lets processes do it one after the other: the runners that
 share a verdict's stages would wait two seconds for it. A *batch* is for one source. Its runners share a folder for what
 they build, where that source's code may write whatever it likes, so none of them is ever given to another.
 """
