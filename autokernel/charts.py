@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c", "#475569")
 INK, FAINT, PAPER = "#1f2937", "#d1d5db", "#ffffff"
+TITLE_CHARS = 105  # of a line
 
 
 def running_best(points: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -86,7 +88,7 @@ def progress(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> Non
     axes.tick_params(colors=INK, labelsize=9)
     axes.set_xlabel("experiment", color=INK)
     axes.set_ylabel("speedup over the best baseline", color=INK)
-    axes.set_title(title, loc="left", fontsize=13, color=INK, pad=26)
+    axes.set_title(textwrap.fill(title, TITLE_CHARS), loc="left", fontsize=13, color=INK, pad=26)
     _label_ends(axes, labels, low, high)
     _legend(axes)
     figure.savefig(path, bbox_inches="tight")
