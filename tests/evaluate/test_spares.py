@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import statistics
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -119,14 +120,15 @@ def test_runners_find_what_was_built_of_their_own_source_only(house: House) -> N
 
 def test_memory_lies_where_it_lies_in_any_other_runner(house: House) -> None:
     lies = torch_source("return x", "raise ValueError([torch.empty(1 << n).data_ptr() for n in (16, 20, 22, 24)])")
-    told = []
-    for ahead in (False, True):
+    told: dict[bool, list[str]] = {False: [], True: []}
+    for ahead in [False, True] * 5:  # one in a hundred has its heap a few bytes on, whoever made it
         if ahead:
             house.prepare()
         with pytest.raises(Failed, match="ValueError") as failure:
             house.start(another(lies))
-        told.append(failure.value.reason)
-    assert told[0] == told[1]
+        told[ahead].append(failure.value.reason)
+        house.clear()
+    assert statistics.mode(told[False]) == statistics.mode(told[True])
 
 
 def test_another_backend_has_a_batch_of_its_own(house: House) -> None:
