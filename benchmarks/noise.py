@@ -112,11 +112,12 @@ class DecisionOnly:
 
         from autokernel import hardware, registry
         from autokernel.evaluate.contest import Contest
+        from autokernel.evaluate.pool import Nursery
         from autokernel.evaluate.workshop import Workshop
 
         torch.set_grad_enabled(False)
         folder.mkdir(parents=True, exist_ok=True)
-        self._workshop = Workshop(folder, device, len(os.sched_getaffinity(0)))
+        self._workshop = Workshop(Nursery(folder, device, len(os.sched_getaffinity(0))))
         problem = registry.load("problems", target.problem)
         self._contest = Contest(target, problem, self._workshop, hardware.measure(device))
 

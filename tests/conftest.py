@@ -42,11 +42,12 @@ LONG = (  # files that take more than 20 s alone, the longest first: see below
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     """Real runners on the CPU, in which Triton interprets."""
+    from autokernel.evaluate.pool import Nursery
     from autokernel.evaluate.workshop import Workshop
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        opened = Workshop(tmp_path_factory.mktemp("workshop"), "cpu", threads=1)
+        opened = Workshop(Nursery(tmp_path_factory.mktemp("workshop"), "cpu", 1))
         yield opened
         opened.close()
 

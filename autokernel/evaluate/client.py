@@ -182,7 +182,7 @@ class JudgeClient:
         }
         with open(self._scratch / "judge.log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "autokernel.evaluate.judge", str(theirs.fileno())],
+                [sys.executable, "-m", "autokernel.evaluate", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,37 +1,30 @@
 """The trusted process, warm, one a device: it draws inputs, asks runners, compares, times, and says a verdict.
 
-Run as ``python -m autokernel.evaluate.judge FD`` by client.py. Requests and answers pass over the inherited socket FD.
-A candidate's failure is a verdict; an exception here ends the process, and the client starts another.
+Run by __main__.py. A candidate's failure is a verdict; an exception here ends the process, and the client starts
+another.
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import gc
 import os
 import secrets
-import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from autokernel import hardware, registry
-from autokernel.evaluate import sandbox
 from autokernel.evaluate.contest import Contest
-from autokernel.evaluate.defences import checked
-from autokernel.evaluate.pool import Handle, close_all
-from autokernel.evaluate.protocol import Channel, PeerGone
+from autokernel.evaluate.pool import Handle, Nursery, close_all
+from autokernel.evaluate.protocol import Channel
 from autokernel.evaluate.sides import Side
 from autokernel.evaluate.stages import Examination, Failed
 from autokernel.evaluate.workshop import Workshop
-from autokernel.isolation import Limits
 from autokernel.types import Comparison, Problem, Status, Target, Verdict
 
 HELPERS = 11  # further runners that share the stages on a GPU: each builds what its cases need
@@ -46,27 +39,25 @@ class Judge:
 
     def __init__(
         self,
-        folder: Path,
-        device: str,
-        threads: int,
+        nursery: Nursery,
         min_gain: float,
         *,
         policy: bool,
-        limits: Limits | None = None,
         isolation_off: frozenset[str] = frozenset(),
         spares: int | None = None,
     ) -> None:
+        device, threads = nursery.device, nursery.threads
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.min_gain = min_gain
         self.policy = policy
-        self.hardware = hardware.measure(device)
         self._device = device
         on_cpu = device == "cpu"  # whose cores the candidate itself uses
         self._helpers = 0 if on_cpu else max(0, min(HELPERS, len(os.sched_getaffinity(0)) - 2))
         if spares is None:  # on a CPU a runner is forked in 10 ms, and has nothing to open
             spares = 0 if on_cpu else 1 + self._helpers + 1  # of the first stage, of the others, and to be timed
-        self._workshop = Workshop(folder, device, threads, limits, isolation_off, spares)
+        self._workshop = Workshop(nursery, spares)
+        self.hardware = hardware.measure(device)  # once the nursery is up, which is work for a core
         self.isolation = self._workshop.isolation
         self._backend = ""  # of the last candidate
         self._contest: Contest | None = None
@@ -245,47 +236,3 @@ class Clock:
         now = time.perf_counter()
         self._seconds[self.current] = self._seconds.get(self.current, 0.0) + now - self._since
         self._since = now
-
-
-def main() -> None:
-    sandbox.die_with_parent()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    start, _ = channel.receive()
-    isolation_off = frozenset(start["isolation_off"])
-    if "ptrace" not in isolation_off:
-        sandbox.traceable(False)
-    judge = Judge(
-        Path(start["folder"]),
-        start["device"],
-        start["threads"],
-        start["min_gain"],
-        policy=start["policy"],
-        limits=Limits.from_json(start["limits"]),
-        isolation_off=isolation_off,
-        spares=start["spares"],
-    )
-    gc.collect()
-    gc.freeze()  # what was imported is not looked through again after each verdict
-    channel.send({"event": "ready", "hardware": judge.hardware.to_json(), "isolation": dict(judge.isolation)})
-    while True:
-        judge.idle(channel)
-        try:
-            request, _ = channel.receive()
-        except PeerGone:
-            judge.close()
-            return
-        verdict, comparison = judge.evaluate(
-            Target.from_json(request["target"]),
-            request["source"],
-            request["incumbent"],
-            baselines=request["baselines"],
-            thorough=request["thorough"],
-            on_event=channel.send,
-            disabled=checked(request.get("disabled", ())),
-        )
-        told = dataclasses.asdict(comparison) if comparison else None
-        channel.send({"event": "done", "verdict": verdict.to_json(), "comparison": told})
-
-
-if __name__ == "__main__":
-    main()

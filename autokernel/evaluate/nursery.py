@@ -68,7 +68,8 @@ def main() -> None:
         limits = dataclasses.replace(limits, memory_bytes=4 * limits.memory_bytes)
     readable = tuple(landlock.readable())
     house = House(start["device"], limits, namespaced, hidden, readable, processors, serve)
-    control.send({"ok": True, "torch": version})
+    with contextlib.suppress(PeerGone):  # whoever went before this was up is missed below
+        control.send({"ok": True, "torch": version})
     while True:
         try:
             message, fds = control.receive()

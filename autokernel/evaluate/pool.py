@@ -156,10 +156,11 @@ def close_all(handles: Iterable[Handle]) -> None:
 
 
 class Nursery:
-    """The warm process that forks runners (see nursery.py).
+    """The warm process that forks runners (see nursery.py). It comes up while its owner does other things: whoever
+    needs it first waits for it.
 
     ``off`` names levels of isolation that a test leaves out for all runners. ``warm`` False imports no torch: its
-    runners can only say which levels they reached.
+    runners can only say which levels they reached. ``threads`` are those of a runner on the CPU.
     """
 
     def __init__(
@@ -167,14 +168,17 @@ class Nursery:
         folder: Path,
         device: str,
         threads: int,
-        environment: Mapping[str, str],
         limits: Limits | None = None,
         off: frozenset[str] = frozenset(),
         *,
         warm: bool = True,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.device = device
+        self.threads = threads
+        self.limits = limits or Limits()
         self._off = off
+        self._up = False
         ours, theirs = pair()
         self._control = ours
         self._asking = threading.Lock()  # runners that share the stages may end at the same time
@@ -188,7 +192,6 @@ class Nursery:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a look for GPUs must not open CUDA before the fork
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            **environment,
         }
         self._environment.pop("OMP_WAIT_POLICY", None)  # the judge's own choice: runners wait as a user's program does
         self._process = subprocess.Popen(
@@ -198,14 +201,9 @@ class Nursery:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        start = {"device": device, "limits": (limits or Limits()).to_json(), "off": sorted(off), "warm": warm}
-        try:
+        start = {"device": device, "limits": self.limits.to_json(), "off": sorted(off), "warm": warm}
+        with contextlib.suppress(PeerGone):  # whoever waits for it is told
             self._control.send(start)
-            self._control.receive(START_S)
-        except (PeerGone, PeerLate) as error:
-            self._process.kill()
-            self._process.wait()
-            raise RuntimeError(f"the process that starts runners did not come up: {error}") from error
 
     @staticmethod
     def _own_settings() -> dict[str, str]:
@@ -219,10 +217,10 @@ class Nursery:
 
     def levels(self) -> Mapping[str, bool]:
         """The levels of isolation that a runner reaches here: one is started, asked and ended."""
-        handle = self.spawn(self._folder / "cache" / "probe", {})
+        handle = self.spawn(self.folder / "cache" / "probe", {})
         levels = handle.levels
         handle.close()
-        remove_tree(self._folder / "cache" / "probe")
+        remove_tree(self.folder / "cache" / "probe")
         return levels
 
     def spawn(
@@ -232,7 +230,7 @@ class Nursery:
         that a test leaves out for this one.
         """
         cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=self._folder))
+        scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=self.folder))
         log_fd = os.open(scratch / "log.txt", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         ours, theirs = pair(trusted=False)
         home = {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(cache)}
@@ -244,9 +242,7 @@ class Nursery:
             "confine": confine,
             "off": sorted(off | self._off),
         }
-        with self._asking:
-            self._control.send(message, [theirs.fileno(), log_fd])
-            answer, (reaper_fd,) = self._control.receive(START_S)
+        answer, (reaper_fd,) = self._ask(message, [theirs.fileno(), log_fd])
         theirs.close()
         handle = Handle(self, ours, int(answer["pid"]), reaper_fd, scratch, log_fd)
         try:
@@ -259,10 +255,21 @@ class Nursery:
 
     def reap(self, pid: int, grace_s: float) -> str:
         """End one runner; how it had ended."""
-        with self._asking:
-            self._control.send({"op": "reap", "pid": pid, "grace_s": grace_s})
-            answer, _ = self._control.receive(START_S)
+        answer, _ = self._ask({"op": "reap", "pid": pid, "grace_s": grace_s})
         return str(answer["status"])
+
+    def _ask(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        with self._asking:
+            if not self._up:
+                try:
+                    self._control.receive(START_S)
+                except (PeerGone, PeerLate) as error:
+                    self._process.kill()
+                    self._process.wait()
+                    raise RuntimeError(f"the process that starts runners did not come up: {error}") from error
+                self._up = True
+            self._control.send(message, fds)
+            return self._control.receive(START_S)
 
     def close(self) -> None:
         self._control.close()
@@ -282,7 +289,7 @@ def _pid_here(fd: int) -> int:
 def levels_here(device: str) -> Mapping[str, bool]:
     """The levels of isolation that this machine grants to a runner of the device, tried for real, without torch."""
     with tempfile.TemporaryDirectory(prefix="autokernel-levels-") as folder:
-        nursery = Nursery(Path(folder).resolve(), device, 1, {}, warm=False)
+        nursery = Nursery(Path(folder).resolve(), device, 1, warm=False)
         try:
             return nursery.levels()
         finally:

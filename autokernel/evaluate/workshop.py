@@ -14,32 +14,23 @@ from autokernel.assets import cache_folder
 from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed, close_all
 from autokernel.evaluate.spares import Batch, affordable
 from autokernel.evaluate.stages import Failed, failure_status
-from autokernel.isolation import Limits, remove_tree
+from autokernel.isolation import remove_tree
 from autokernel.types import Status, source_id
 
 
 class Workshop:
-    """Starts runners on one device. Build products of a source are found again by its own later runners only.
+    """Starts runners of a nursery, which is its own from now on. Build products of a source are found again by its own
+    later runners only.
 
     Between verdicts it makes up to ``spares`` runners ahead (see ``prepare``).
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str,
-        threads: int,
-        limits: Limits | None = None,
-        off: frozenset[str] = frozenset(),
-        spares: int = 0,
-    ) -> None:
-        self.device = device
-        self.threads = threads
+    def __init__(self, nursery: Nursery, spares: int = 0) -> None:
+        self.device = nursery.device
+        self._nursery = nursery
         self._spares = spares
-        self._limits = limits or Limits()
-        self._nursery = Nursery(folder, device, threads, {}, self._limits, off)
-        self.isolation = self._nursery.levels()
-        self._builds = folder / "cache"
+        self.isolation = nursery.levels()
+        self._builds = nursery.folder / "cache"
         self._builds.mkdir(parents=True, exist_ok=True)
         self._folders: dict[str, Path] = {}  # of build products, by the id of the source
         self._batch: Batch | None = None
@@ -54,9 +45,9 @@ class Workshop:
         handles = [self._fresh(source, backend) for source in sources]
         try:
             for handle, source in zip(handles, sources, strict=True):
-                handle.post("load", {"source": source, "threads": self.threads})
+                handle.post("load", {"source": source, "threads": self._nursery.threads})
             for handle in handles:
-                handle.wait("load", self._limits.build_s)
+                handle.wait("load", self._nursery.limits.build_s)
         except RunnerFailed as failure:
             close_all(handles)
             raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
@@ -128,7 +119,7 @@ class Workshop:
         environment = registry.load("backends", "torch").environment(str(cache))
         handle = self._nursery.spawn(cache, environment, confine=False)
         try:
-            handle.ask("load", {"baseline": name, "problem": problem, "threads": self.threads})
+            handle.ask("load", {"baseline": name, "problem": problem, "threads": self._nursery.threads})
         except RunnerFailed:
             handle.close()
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autokernel.evaluate.pool import Nursery
 from autokernel.evaluate.workshop import Workshop
 
 COMPILED = """
@@ -37,7 +38,7 @@ def kernel_fn(x):
 
 def build(folder: Path, device: str) -> None:
     """Raises Failed where the file does not load in a runner as the judge starts it."""
-    workshop = Workshop(folder / "scratch", device, threads=1)
+    workshop = Workshop(Nursery(folder / "scratch", device, 1))
     try:
         assert workshop.isolation["landlock"], "or nothing is shown"
         workshop.start(COMPILED.replace("DEVICE", device), "torch").close()

@@ -40,7 +40,7 @@ NOTHING = frozenset[str]()
 
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    started = Nursery(tmp_path_factory.mktemp("nursery").resolve(), "cpu", 1, {}, SMALL)
+    started = Nursery(tmp_path_factory.mktemp("nursery").resolve(), "cpu", 1, SMALL)
     yield started
     started.close()
 
@@ -51,7 +51,7 @@ def open_nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOME_SERVICE_TOKEN", "hunter2")
         folder = tmp_path_factory.mktemp("open").resolve()
-        started = Nursery(folder, "cpu", 1, {}, SMALL, frozenset({"env", "pid"}))
+        started = Nursery(folder, "cpu", 1, SMALL, frozenset({"env", "pid"}))
     yield started
     started.close()
 
@@ -77,7 +77,7 @@ def a_victim(*, traceable: bool) -> Iterator[tuple[int, int]]:
 
 def stopped(nursery: Nursery, probe: str, off: frozenset[str] = NOTHING, seconds: float = 30) -> str | None:
     """How the probe was stopped, or None when it got through. It loads as a candidate's file does."""
-    handle = nursery.spawn(nursery._folder / "cache" / "of-a-test", {}, off=off)
+    handle = nursery.spawn(nursery.folder / "cache" / "of-a-test", {}, off=off)
     source = torch_source("return x", textwrap.dedent(probe))
     try:
         handle.ask("load", {"source": source, "threads": 1}, deadline_s=seconds)
@@ -198,7 +198,7 @@ def test_a_socket_with_a_name_is_covered(tmp_path_factory: pytest.TempPathFactor
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "engine.sock"))
         server.listen()
-        started = Nursery(tmp_path_factory.mktemp("nursery").resolve(), "cpu", 1, {}, SMALL)
+        started = Nursery(tmp_path_factory.mktemp("nursery").resolve(), "cpu", 1, SMALL)
         try:
             probe = f"import socket\nsocket.socket(socket.AF_UNIX).connect({str(tmp_path / 'engine.sock')!r})"
             assert "refused" in (stopped(started, probe) or "")
@@ -248,10 +248,10 @@ def test_daemons_end_also_where_there_is_no_namespace(open_nursery: Nursery) -> 
         for pid in psutil.pids():
             with contextlib.suppress(OSError):
                 found.append(os.readlink(f"/proc/{pid}/cwd"))
-        return [folder for folder in found if folder.startswith(str(open_nursery._folder))]
+        return [folder for folder in found if folder.startswith(str(open_nursery.folder))]
 
     for end in ("raise ValueError", "os._exit(0)", "os.abort()", SPIN):
-        handle = open_nursery.spawn(open_nursery._folder / "cache" / "of-a-test", {})
+        handle = open_nursery.spawn(open_nursery.folder / "cache" / "of-a-test", {})
         with pytest.raises(RunnerFailed):
             handle.ask("load", {"source": load(DAEMONS + end), "threads": 1}, deadline_s=3)
         handle.close()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from autokernel import registry
-from autokernel.evaluate.pool import close_all
+from autokernel.evaluate.pool import Nursery, close_all
 from autokernel.evaluate.stages import Examination, Failed
 from autokernel.evaluate.workshop import Workshop
 from autokernel.types import Status
@@ -23,7 +23,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Starts so many runners of a source."""
     folder = scratch(tmp_path_factory)
     folder.mkdir(parents=True, exist_ok=True)
-    workshop = Workshop(folder, "cpu", 1)
+    workshop = Workshop(Nursery(folder, "cpu", 1))
     started: list[Examination] = []
 
     def start(source: str, count: int) -> list[Examination]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from autokernel.evaluate import spares
-from autokernel.evaluate.pool import Handle, close_all
+from autokernel.evaluate.pool import Handle, Nursery, close_all
 from autokernel.evaluate.stages import Failed
 from autokernel.evaluate.workshop import Workshop
 from autokernel.isolation import remove_tree
@@ -29,7 +29,7 @@ class House:
     """A workshop, and what there is in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.workshop = Workshop(folder, "cpu", 1, spares=SPARES)
+        self.workshop = Workshop(Nursery(folder, "cpu", 1), SPARES)
         self._folder = folder
         self.started: list[Handle] = []
 
