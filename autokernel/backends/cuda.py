@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel.backends import _light_nvcc
 from autokernel.backends._occupancy import RESERVED_SHARED_BYTES, WARP, occupancy
 from autokernel.backends._policy import TORCH_ALLOCATION, refusal
 from autokernel.extension import Missing
@@ -45,7 +46,9 @@ with torch.empty and does nothing else that computes. Launch on the stream that 
   (cudaFuncSetAttribute above 48 KB). Spilled registers cost more than occupancy gives. A grid smaller than the number
   of multiprocessors leaves some idle: split rows, or the sum over k, and add the parts up in a fixed order.
 - Indices that multiply by a stride are int64_t. Shapes: empty, 1, 1023, 4097, odd strides, every dtype of the file.
-- Build time counts: few template instances, no torch headers, no thrust or cub unless it pays."""
+- Build time counts: few template instances, no torch headers, no thrust or cub unless it pays. Of tvm-ffi's headers
+  TensorView, CUDADeviceGuard, TVM_FFI_CHECK (also _EQ to _GE), TVM_FFI_CHECK_CUDA_ERROR and numbers as parameters are
+  quick; anything else of them (String, Tensor, Any, a std::string after <<) costs 2.5 s more."""
 
 LIBRARIES = re.compile(
     r"\b((?:cublas|cudnn|cufft|cusparse|cusolver|cutlass|cute|thrust|nvrtc|cuModule|cuLibrary)\w*)\s*(?:::|\(|/)"
@@ -81,17 +84,18 @@ class CudaBackend:
 
     def environment(self, cache: str) -> dict[str, str]:
         nvcc = _nvcc()
-        appended = os.environ.get("NVCC_APPEND_FLAGS", "")
+        # Machine code as it is, so that ``evidence`` can read it; the driver would inflate it at load anyway.
+        flags = [*os.environ.get("NVCC_APPEND_FLAGS", "").split(), "-no-compress"]
         found = {
             "TVM_FFI_CACHE_DIR": f"{cache}/tvm-ffi",
             "TVM_FFI_GPU_BACKEND": "cuda",
             "PATH": _path(nvcc),
-            # Machine code as it is, so that ``evidence`` can read it; the driver would inflate it at load anyway.
-            "NVCC_APPEND_FLAGS": f"{appended} -no-compress".strip(),
             "CUDA_CACHE_PATH": f"{cache}/driver",
         }
         if nvcc is not None:
-            found["CUDA_HOME"] = str(nvcc.parent.parent)
+            found["CUDA_HOME"] = str(_light_nvcc.toolkit(nvcc))
+            flags += _light_nvcc.parallel_flags(nvcc)
+        found["NVCC_APPEND_FLAGS"] = " ".join(flags)
         target = architecture()
         if target is not None:
             found["TVM_FFI_CUDA_ARCH_LIST"] = target

@@ -23,7 +23,7 @@ import tvm_ffi.cpp.extension
 from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 
 from autokernel import assets, registry
-from autokernel.backends import cuda
+from autokernel.backends import _light_nvcc, cuda
 from autokernel.backends.cuda import BACKEND
 from autokernel.extension import Brief
 from autokernel.proposers import _tune
@@ -79,7 +79,11 @@ def kernel_of(source: str) -> Callable[..., torch.Tensor]:
 
 
 def compiled(source: str, arch: str, folder: Path, *, clean: bool = True) -> dict[str, dict[str, int]]:
-    """What nvcc makes of a file's CUDA source, as load_inline would have it built: registers, stack, shared memory."""
+    """What nvcc makes of a file's CUDA source, as load_inline would have it built: registers, stack, shared memory. The
+    light header must be enough for it.
+    """
+    nvcc = cuda._nvcc()
+    assert nvcc is not None
     said: dict[str, Any] = {}
 
     def record(name: str, **options: Any) -> SimpleNamespace:
@@ -92,13 +96,15 @@ def compiled(source: str, arch: str, folder: Path, *, clean: bool = True) -> dic
     text = tvm_ffi.cpp.extension._decorate_with_tvm_ffi(said["cuda_sources"], dict.fromkeys(said["functions"], ""))
     (folder / "cuda.cu").write_text(text)
     includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
-    command = [str(cuda._nvcc()), "-std=c++17", "-O2", f"-gencode=arch=compute_{arch},code=sm_{arch}", *includes]
+    command = [str(_light_nvcc.toolkit(nvcc) / "bin" / "nvcc"), *_light_nvcc.parallel_flags(nvcc), "-std=c++17", "-O2"]
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", *includes, "-MD", "-MF", "cuda.d"]
     done = subprocess.run(
         [*command, *said.get("extra_cuda_cflags", []), "-cubin", "cuda.cu", "-o", "cuda.cubin"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert not clean or "warning" not in done.stderr, done.stderr[-3000:]
+    assert _light_nvcc.HEADER.name in (folder / "cuda.d").read_text()
     return cuda.resources(b"\0" + (folder / "cuda.cubin").read_bytes())
 
 
