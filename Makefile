@@ -12,13 +12,17 @@ WORKERS     ?= 2
 PIP   = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test evil endurance lint types format wheel-smoke check setup clean
+.PHONY: demo test starters evil endurance lint types format wheel-smoke check setup clean
 
 demo: $(STAMP)  ## the main job: a real model, profiled and made faster, with a report at the end
 	$(VENV)/bin/autokernel run models/llama.py --budget $(BUDGET)
 
-test: $(STAMP)  ## all tests but most of the evil kernels; two at a time, a file in one process
+test: $(STAMP)  ## all tests but most of the evil kernels and of the starters'; two at a time, a file in one process
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+starters: $(STAMP)  ## every starter, in every dtype and for every architecture; make test has a spread of them
+	AUTOKERNEL_STARTERS=all $(VENV)/bin/python -m pytest -n $(WORKERS) tests/backends/test_triton_starters.py \
+	  tests/backends/test_cuda_starters.py tests/regions/test_generate_cuda.py
 
 evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
 	$(VENV)/bin/python -m pytest -q tests/evil --evil-all

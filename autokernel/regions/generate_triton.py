@@ -40,7 +40,7 @@ class _Writer:
         body = self._body()
         strides = strides_of(loops, tensors)
         sources = sources_of(tensors)
-        tiled, whole = not loops.reductions, "triton.next_power_of_2(columns)"
+        tiled, whole = not loops.reductions, "power_of_2(columns)"
         count = {axes: " * ".join(a.size for a in axes) or "1" for axes in (loops.rows, loops.columns)}
         how = {
             (True, False): "Tiles of rows and columns: nothing is reduced, every byte moves once.",
@@ -68,7 +68,7 @@ class _Writer:
             row_count=count[loops.rows],
             column_count=count[loops.columns],
             block=f"min({whole}, TILE)" if tiled or self.swept else whole,
-            grid=f"(triton.cdiv(rows, tile_rows), {'triton.cdiv(columns, block)' if tiled else ''})".replace(" )", ")"),
+            grid=f"(cdiv(rows, tile_rows), {'cdiv(columns, block)' if tiled else ''})".replace(" )", ")"),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------ the kernel

@@ -125,13 +125,23 @@ def region_kernel(
 $body
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn($arguments):
 $prepared    out = torch.empty($shape, dtype=$first.dtype, device=$first.device)
     if out.numel() == 0:
         return out
 $named    rows, columns = $row_count, $column_count
     block = $block
-    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    tile_rows = max(1, min(TILE // block, power_of_2(rows)))
     warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
     region_kernel[$grid](
         $arguments, out,

@@ -126,6 +126,16 @@ def mean_kernel(
     tl.store(y_ptr, mean.to(y_ptr.dtype.element_ty))
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn(logits, targets):
     rows, classes = logits.shape
     if logits.stride(1) != 1:
@@ -133,11 +143,11 @@ def kernel_fn(logits, targets):
     y = torch.empty((), dtype=logits.dtype, device=logits.device)
     if classes <= LONG_ROW:
         losses = torch.empty(max(rows, 1), dtype=torch.float32, device=logits.device)
-        block = triton.next_power_of_2(max(classes, 1))
-        tile_rows = max(1, min(TILE // block, triton.next_power_of_2(max(rows, 1))))
+        block = power_of_2(max(classes, 1))
+        tile_rows = max(1, min(TILE // block, power_of_2(max(rows, 1))))
         warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
         if rows:
-            short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+            short_rows_kernel[(cdiv(rows, tile_rows),)](
                 logits, targets, losses, rows, classes, logits.stride(0), targets.stride(0),
                 ROWS=tile_rows, BLOCK=block, num_warps=warps,
             )  # fmt: skip
@@ -145,9 +155,9 @@ def kernel_fn(logits, targets):
         splits = 0
     else:
         # A power of two of parts a row, none of them shorter than a block.
-        splits = triton.next_power_of_2(triton.cdiv(FILL, max(rows, 1)))
-        splits = min(splits, triton.next_power_of_2(triton.cdiv(classes, LONG_BLOCK)) // 2 or 1, 64)
-        span = triton.cdiv(triton.cdiv(classes, splits), LONG_BLOCK) * LONG_BLOCK
+        splits = power_of_2(cdiv(FILL, max(rows, 1)))
+        splits = min(splits, power_of_2(cdiv(classes, LONG_BLOCK)) // 2 or 1, 64)
+        span = cdiv(cdiv(classes, splits), LONG_BLOCK) * LONG_BLOCK
         scratch = torch.empty(max(rows, 1) * (2 * splits + 1), dtype=torch.float32, device=logits.device)
         tops, totals, losses = scratch.split([max(rows, 1) * n for n in (splits, splits, 1)])
         if rows:
@@ -156,7 +166,7 @@ def kernel_fn(logits, targets):
                 SPLITS=splits, BLOCK=LONG_BLOCK, VECTOR=16 // logits.element_size(),
                 STAGES=STAGES if span > AHEAD_ROW else 1, num_warps=LONG_WARPS,
             )  # fmt: skip
-    block = max(32, min(8192 // max(splits, 1), triton.next_power_of_2(max(rows, 1))))
+    block = max(32, min(8192 // max(splits, 1), power_of_2(max(rows, 1))))
     warps = max(1, min(16, block * max(splits, 1) // 256))
     mean_kernel[(1,)](
         losses, tops, totals, targets, y, rows, targets.stride(0), SPLITS=splits, BLOCK=block, num_warps=warps

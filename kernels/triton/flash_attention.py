@@ -73,7 +73,8 @@ def attend(
     return total, out, top
 
 
-@triton.jit
+# Counts only say where to begin and to end: one compilation serves all of them.
+@triton.jit(do_not_specialize=["heads", "group", "queries", "together"])
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, heads, group, queries, keys, width, scale, together,
     q_b, q_h, q_s, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, o_b, o_h, o_s, o_d,
@@ -122,6 +123,16 @@ def attention_kernel(
     tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=real)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def tiling(queries, width, dtype):
     """(BQ, BKV, warps, stages) for heads of this width."""
     if dtype == torch.float32:
@@ -134,7 +145,7 @@ def tiling(queries, width, dtype):
         bq, bkv, warps, stages = 64, 32, 8, 2
     if queries <= 16:
         return 16, bkv, min(warps, 4), stages
-    return min(bq, triton.next_power_of_2(queries)), bkv, warps, stages
+    return min(bq, power_of_2(queries)), bkv, warps, stages
 
 
 def kernel_fn(Q, K, V, causal=True, sm_scale=None):
@@ -146,11 +157,11 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
         return out
     scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
     bq, bkv, warps, stages = tiling(queries, width, Q.dtype)
-    depth = max(16, triton.next_power_of_2(width))
+    depth = max(16, power_of_2(width))
     # Blocks of equal length need no order: one head after the other reads the fewest keys and values at a time.
     group = heads // groups
     together = max(1, (TOGETHER << 20) // (2 * max(1, keys) * width * Q.element_size())) * group if causal else 1
-    attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
+    attention_kernel[(cdiv(queries, bq) * batch * heads,)](
         Q, K, V, out, heads, group, queries, keys, width, scale, min(together, batch * heads),
         *Q.stride(), *K.stride(), *V.stride(), *out.stride(),
         BQ=bq, BKV=bkv, D=depth, EVEN_D=depth == width, CAUSAL=causal, NEGATIVE=scale < 0,

@@ -39,6 +39,8 @@ FP32_BM = 64  # tune: 32, 64, 128 | rows of a tile in float32, which has no tens
 FP32_BN = 32  # tune: 32, 64 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
 
+ODD = 1 << 23  # products of a block whose rows begin anywhere, up to which it is not worth compilations of its own
+
 
 @triton.jit
 def tile_of(program, m, n, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
@@ -114,6 +116,25 @@ def down_kernel(
     tl.store(y_at, sums.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
 
 
+# The same for any sizes and strides, compiled once: element by element, with all masks.
+@triton.jit(do_not_specialize=["m", "n", "k", "x_m", "x_k", "gate_n", "gate_k", "up_n", "up_k"])
+def odd_gate_up_kernel(
+    x_ptr, gate_ptr, up_ptr, h_ptr, m, n, k, x_m, x_k, gate_n, gate_k, up_n, up_k,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    gate_up_kernel(
+        x_ptr, gate_ptr, up_ptr, h_ptr, m, n, k, x_m, x_k, gate_n, gate_k, up_n, up_k,
+        BM, BN, BK, GROUP=1, EVEN_K=False,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["m", "n", "k", "w_n", "w_k"])
+def odd_down_kernel(
+    h_ptr, w_ptr, y_ptr, m, n, k, w_n, w_k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    down_kernel(h_ptr, w_ptr, y_ptr, m, n, k, w_n, w_k, BM, BN, BK, GROUP=1, EVEN_K=False)
+
+
 @triton.jit
 def row_kernel(
     x_ptr, w_ptr, up_ptr, y_ptr, n, k, x_k, w_n, up_n,
@@ -146,6 +167,16 @@ def row_kernel(
     tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < n)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 _sms = {}
 
 
@@ -160,10 +191,10 @@ def multiprocessors(device):
 def tiling(m, n, dtype, device, large):
     """(BM, BN, BK, warps, stages) for a product of [m, n]: ``large`` where such tiles fill the GPU."""
     if dtype == torch.float32:
-        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, 4, 2
+        return min(FP32_BM, max(16, power_of_2(m))), FP32_BN, FP32_BK, 4, 2
     if m <= 64:
-        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
-    if triton.cdiv(m, large[0]) * triton.cdiv(n, large[1]) >= multiprocessors(device):
+        return max(16, power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
+    if cdiv(m, large[0]) * cdiv(n, large[1]) >= multiprocessors(device):
         return large
     return 64, 64, 32, 4, 5
 
@@ -175,25 +206,34 @@ def kernel_fn(x, w_gate, w_up, w_down):
     if y.numel() == 0:
         return y
     h = torch.empty((m, hidden), dtype=x.dtype, device=x.device)
+    if m * width * hidden <= ODD and any(max(t.stride()) % 8 for t in (x, w_gate, w_up, w_down)):
+        odd_gate_up_kernel[(cdiv(m, 32) * cdiv(hidden, 32),)](
+            x, w_gate, w_up, h, m, hidden, width, *x.stride(), *w_gate.stride(), *w_up.stride(),
+            BM=32, BN=32, BK=32, num_warps=4, num_stages=1,
+        )  # fmt: skip
+        odd_down_kernel[(cdiv(m, 32) * cdiv(width, 32),)](
+            h, w_down, y, m, width, hidden, *w_down.stride(), BM=32, BN=32, BK=32, num_warps=4, num_stages=1
+        )
+        return y
     if m == 1 and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
-        row_kernel[(triton.cdiv(hidden, ROW_BN),)](
+        row_kernel[(cdiv(hidden, ROW_BN),)](
             x, w_gate, w_up, h, hidden, width, x.stride(1), w_gate.stride(0), w_up.stride(0),
             BN=ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=width % ROW_BK == 0, GATED=True, num_warps=4,
         )  # fmt: skip
-        row_kernel[(triton.cdiv(width, 2 * ROW_BN),)](
+        row_kernel[(cdiv(width, 2 * ROW_BN),)](
             h, w_down, w_down, y, width, hidden, 1, w_down.stride(0), w_down.stride(0),
             BN=2 * ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=hidden % ROW_BK == 0, GATED=False, num_warps=4,
         )  # fmt: skip
         return y
     large = (GATE_BM, GATE_BN, GATE_BK, GATE_WARPS, GATE_STAGES)
     bm, bn, bk, warps, stages = tiling(m, hidden, x.dtype, x.device, large)
-    gate_up_kernel[(triton.cdiv(m, bm) * triton.cdiv(hidden, bn),)](
+    gate_up_kernel[(cdiv(m, bm) * cdiv(hidden, bn),)](
         x, w_gate, w_up, h, m, hidden, width, *x.stride(), *w_gate.stride(), *w_up.stride(),
         BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=width % bk == 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     large = (DOWN_BM, DOWN_BN, DOWN_BK, DOWN_WARPS, DOWN_STAGES)
     bm, bn, bk, warps, stages = tiling(m, width, x.dtype, x.device, large)
-    down_kernel[(triton.cdiv(m, bm) * triton.cdiv(width, bn),)](
+    down_kernel[(cdiv(m, bm) * cdiv(width, bn),)](
         h, w_down, y, m, width, hidden, *w_down.stride(),
         BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=hidden % bk == 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip

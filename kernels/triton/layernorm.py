@@ -23,7 +23,7 @@ LONG_ROW = 32768  # tune: 8192, 16384, 32768 | longest row that is kept in regis
 LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in flight at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # only masks ask for it: one compilation serves all
 def short_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, rows, columns, x_stride, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
@@ -73,6 +73,16 @@ def long_row_kernel(x_ptr, weight_ptr, bias_ptr, y_ptr, columns, x_stride, eps, 
         tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn(x, weight, bias, eps=1e-5):
     rows, columns = x.shape
     if x.stride(1) != 1:
@@ -87,11 +97,11 @@ def kernel_fn(x, weight, bias, eps=1e-5):
     if columns > LONG_ROW:
         long_row_kernel[(rows,)](x, weight, bias, y, columns, x.stride(0), eps, BLOCK=LONG_BLOCK, num_warps=8)
         return y
-    block = triton.next_power_of_2(columns)
-    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    block = power_of_2(columns)
+    tile_rows = max(1, min(TILE // block, power_of_2(rows)))
     # By the columns that are there: a block is up to twice as wide, and threads without work would hold its warps back.
     warps = max(1, min(16, tile_rows * columns // (32 * PER_THREAD)))
-    short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+    short_rows_kernel[(cdiv(rows, tile_rows),)](
         x, weight, bias, y, rows, columns, x.stride(0), eps, ROWS=tile_rows, BLOCK=block,
         EVEN=columns == block and rows % tile_rows == 0, num_warps=1 << warps.bit_length() - 1,
     )  # fmt: skip

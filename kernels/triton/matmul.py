@@ -31,6 +31,7 @@ FP32_BM = 128  # tune: 32, 64, 128 | rows of a tile in float32, which has no ten
 FP32_BN = 64  # tune: 32, 64, 128 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
 FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
+ODD = 1 << 23  # products of operands whose rows begin anywhere, up to which they are not worth a compilation each
 FP32_PRODUCTS = "ieee"  # tune: "ieee", "tf32x3" | fp32 units, or three tensor-core products that keep its digits
 
 
@@ -72,6 +73,22 @@ def matmul_kernel(
     tl.store(c_at, sums.to(c_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
 
 
+@triton.jit(do_not_specialize=["m", "n", "k", "a_m", "a_k", "b_k", "b_n"])
+def odd_kernel(a_ptr, b_ptr, c_ptr, m, n, k, a_m, a_k, b_k, b_n, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The same for any sizes and strides, compiled once: element by element, with all masks."""
+    matmul_kernel(a_ptr, b_ptr, c_ptr, m, n, k, a_m, a_k, b_k, b_n, BM, BN, BK, GROUP=1, EVEN_K=False, PRODUCTS="ieee")
+
+
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 _sms = {}
 
 
@@ -87,15 +104,15 @@ def multiprocessors(device):
 def tiling(m, n, dtype, device):
     """(BM, BN, BK, warps, stages) for this product. Kept: small products wait for the host."""
     if dtype == torch.float32:
-        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2
+        return min(FP32_BM, max(16, power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2
     if m <= 64:
         if m > 32:  # steps of so many rows fit the shared memory of smaller GPUs when they are half as deep
             return 64, SKINNY_BN, SKINNY_BK // 2, 4, SKINNY_STAGES + 1
-        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
-    if triton.cdiv(m, BM) * triton.cdiv(n, BN) >= multiprocessors(device) * 3 // 4:
+        return max(16, power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
+    if cdiv(m, BM) * cdiv(n, BN) >= multiprocessors(device) * 3 // 4:
         return BM, BN, BK, WARPS, STAGES
     # Large tiles would leave many SMs idle.
-    if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= multiprocessors(device) * 3 // 4:
+    if cdiv(m, 128) * cdiv(n, 128) >= multiprocessors(device) * 3 // 4:
         return 128, 128, 64, 4, 4
     return 64, 64, 32, 4, 5
 
@@ -106,8 +123,13 @@ def kernel_fn(A, B):
     c = torch.empty((m, n), dtype=A.dtype, device=A.device)
     if c.numel() == 0:
         return c
+    if m * n * k <= ODD and (max(A.stride()) % 8 or max(B.stride()) % 8):
+        odd_kernel[(cdiv(m, 32) * cdiv(n, 32),)](
+            A, B, c, m, n, k, *A.stride(), *B.stride(), BM=32, BN=32, BK=32, num_warps=4, num_stages=1
+        )
+        return c
     bm, bn, bk, warps, stages = tiling(m, n, A.dtype, A.device)
-    matmul_kernel[(triton.cdiv(m, bm) * triton.cdiv(n, bn),)](
+    matmul_kernel[(cdiv(m, bm) * cdiv(n, bn),)](
         A, B, c, m, n, k, *A.stride(), *B.stride(), BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=k % bk == 0,
         PRODUCTS=FP32_PRODUCTS if A.dtype == torch.float32 else "ieee", num_warps=warps, num_stages=stages,
     )  # fmt: skip

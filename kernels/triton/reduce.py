@@ -70,20 +70,30 @@ def across_rows_kernel(
     tl.store(y_ptr + part * columns + column, y, mask=column < columns)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def cut(length, least, programs):
     """Into how many parts to cut a sum of ``length`` terms, none shorter than ``least``, and how long they are."""
     parts = max(1, min(FILL // programs, length // (2 * least)))
-    span = triton.cdiv(triton.cdiv(length, parts), least) * least
-    return triton.cdiv(length, span), span
+    span = cdiv(cdiv(length, parts), least) * least
+    return cdiv(length, span), span
 
 
 def sum_along(x, y, rows, length, stride):
     """y[r] = sum over the contiguous dimension of x, rows ``stride`` elements apart."""
     # A row of one full block is walked in two: nothing would be on its way while warps meet for its sum.
-    block = triton.next_power_of_2(length)
+    block = power_of_2(length)
     block = min(BLOCK, block, max(TILE, block // 2))
-    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
-    grid = triton.cdiv(rows, tile_rows)
+    tile_rows = max(1, min(TILE // block, power_of_2(rows)))
+    grid = cdiv(rows, tile_rows)
     parts, span = cut(length, block, grid)
     out = y if parts == 1 else torch.empty(rows * parts, dtype=torch.float32, device=y.device)
     warps = max(1, min(WARPS, tile_rows * block // 256))
@@ -97,9 +107,9 @@ def sum_along(x, y, rows, length, stride):
 
 def sum_across(x, y, columns, length, stride):
     """y[c] = sum over rows of x that are ``stride`` elements apart and contiguous in themselves."""
-    wide = min(COLUMNS, max(16, triton.next_power_of_2(columns)))
-    rows = min(max(ROWS, 4096 // wide) if wide < COLUMNS else ROWS, triton.next_power_of_2(length))
-    grid = triton.cdiv(columns, wide)
+    wide = min(COLUMNS, max(16, power_of_2(columns)))
+    rows = min(max(ROWS, 4096 // wide) if wide < COLUMNS else ROWS, power_of_2(length))
+    grid = cdiv(columns, wide)
     parts, span = cut(length, rows, grid)
     out = y if parts == 1 else torch.empty(columns * parts, dtype=torch.float32, device=y.device)
     # Half as many warps as along rows: each has several rows on their way.

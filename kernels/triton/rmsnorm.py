@@ -29,7 +29,7 @@ LONG_BLOCK = 4096  # tune: 2048, 4096, 8192 | elements of a long row that are in
 LONG_WARPS = 16  # tune: 4, 8, 16 | warps of a long row's program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # only masks ask for it: one compilation serves all
 def short_rows_kernel(
     x_ptr, weight_ptr, y_ptr, rows, columns, x_stride, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
@@ -72,6 +72,16 @@ def long_row_kernel(x_ptr, weight_ptr, y_ptr, columns: tl.constexpr, x_stride, e
         tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn(x, weight, eps=1e-6):
     rows, columns = x.shape
     if x.stride(1) != 1:
@@ -85,11 +95,11 @@ def kernel_fn(x, weight, eps=1e-6):
     if columns > LONG_ROW or (wide and rows >= MANY_ROWS):
         long_row_kernel[(rows,)](x, weight, y, columns, x.stride(0), eps, BLOCK=LONG_BLOCK, num_warps=LONG_WARPS)
         return y
-    block = triton.next_power_of_2(columns)
-    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    block = power_of_2(columns)
+    tile_rows = max(1, min(TILE // block, power_of_2(rows)))
     per_thread = PER_THREAD * (2 if block >= WIDE_ROW else 1)
     warps = max(1, min(16, tile_rows * block // (32 * per_thread)))
-    short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+    short_rows_kernel[(cdiv(rows, tile_rows),)](
         x, weight, y, rows, columns, x.stride(0), eps, ROWS=tile_rows, BLOCK=block,
         EVEN=columns == block and rows % tile_rows == 0, num_warps=warps,
     )  # fmt: skip

@@ -72,15 +72,25 @@ def rotary_kernel(
         y_row += y_h
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn(x, cos, sin, interleaved=True):
     batch, heads, positions, width = x.shape
     # Keeps the order of x's dimensions in memory: a model's next view of it costs no copy.
     y = torch.empty_like(x)
     if y.numel() == 0:
         return y
-    half = triton.next_power_of_2(width // 2)
-    tile = max(1, min(TILE // (2 * half), triton.next_power_of_2(positions)))
-    grid = (triton.cdiv(positions, tile), triton.cdiv(heads, HEADS), batch)
+    half = power_of_2(width // 2)
+    tile = max(1, min(TILE // (2 * half), power_of_2(positions)))
+    grid = (cdiv(positions, tile), cdiv(heads, HEADS), batch)
     rotary_kernel[grid](
         x, cos, sin, y, heads, positions, *x.stride(), *y.stride(), *cos.stride(), *sin.stride(),
         half=width // 2, INTERLEAVED=interleaved, WIDE=cos.shape[1] == width, HEADS=HEADS, POSITIONS=tile, HALF=half,

@@ -29,7 +29,7 @@ LONG_WARPS = 32  # tune: 4, 8, 16, 32 | warps of a long row's program
 STAGES = 1  # tune: 1, 2, 3 | blocks of a long row fetched ahead through shared memory
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # only masks ask for it: one compilation serves all
 def short_rows_kernel(x_ptr, y_ptr, rows, columns, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     # 64-bit row offsets: a matrix may have more than 2^31 elements.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -99,6 +99,16 @@ def long_row_kernel(
     put(x_row + lane, y_row + lane, lane < head, highest, scale)
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def kernel_fn(x):
     rows, columns = x.shape
     if x.stride(1) != 1:
@@ -113,10 +123,10 @@ def kernel_fn(x):
             TOGETHER=(x.stride(0) - columns) % vector == 0, STAGES=STAGES, num_warps=LONG_WARPS,
         )  # fmt: skip
         return y
-    block = triton.next_power_of_2(columns)
-    tile_rows = max(1, min(TILE // block, triton.next_power_of_2(rows)))
+    block = power_of_2(columns)
+    tile_rows = max(1, min(TILE // block, power_of_2(rows)))
     warps = max(1, min(16, tile_rows * block // (32 * PER_THREAD)))
-    short_rows_kernel[(triton.cdiv(rows, tile_rows),)](
+    short_rows_kernel[(cdiv(rows, tile_rows),)](
         x, y, rows, columns, x.stride(0), ROWS=tile_rows, BLOCK=block, num_warps=warps
     )
     return y

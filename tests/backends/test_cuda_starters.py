@@ -1,8 +1,8 @@
 """Every CUDA starter of kernels/cuda: compiled by nvcc without a spill, its arithmetic held to the judge on the CPU.
 
 No GPU is needed: starters go through the judge's cases in an emulation (cuda_on_cpu.h, hopper_on_cpu.h). By default
-few are compiled, for one architecture, and most run in one dtype: half a minute. AUTOKERNEL_CUDA_STARTERS=all compiles
-all for all architectures, and runs every dtype, and the tunables' other ends.
+few are compiled, for one architecture, and most run in one dtype: half a minute. ``make starters`` compiles all for all
+architectures, and runs every dtype, and the tunables' other ends.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from autokernel.proposers.recipes.cuda_recipes import RECIPES
 from autokernel.types import DTYPES, Dims, DType, Problem, Target, Workload
 
 from .emulation import built
+from .extent import ALL, REASON, only_with_all
 from .test_cpp_starters import check, generator, layouts, middle
 
-ALL = os.environ.get("AUTOKERNEL_CUDA_STARTERS") == "all"
 FOLDER = assets.root() / "kernels" / "cuda"
 PORTABLE = sorted(FOLDER.glob("*.py"))
 HOPPER = sorted(FOLDER.glob("sm90/*.py"))
@@ -56,7 +56,8 @@ def name_of(path: Path) -> str:
 
 # (starter, architecture) that are compiled by default, and (starter, dtype) that run by default
 COMPILED = {("sm90/matmul", "90a")}
-RUN = {"fp16": {p.stem for p in PORTABLE} - {"fused_mlp"} | {"sm90/fused_mlp"}, "fp32": {"softmax"}, "bf16": {"matmul"}}
+SLOW = {"fused_mlp", "flash_attention", "matmul"}
+RUN = {"fp16": {p.stem for p in PORTABLE} - SLOW, "fp32": {"softmax"}, "bf16": {"matmul"}}
 
 pytestmark = pytest.mark.skipif(cuda._nvcc() is None, reason="no nvcc")
 
@@ -155,7 +156,7 @@ def test_it_compiles_without_a_spill(path: Path, arch: str, tmp_path: Path) -> N
     if path in HOPPER and arch != "90a":
         pytest.skip("for Hopper alone")
     if not ALL and (name_of(path), arch) not in COMPILED:
-        pytest.skip("compiled when AUTOKERNEL_CUDA_STARTERS=all")
+        pytest.skip(REASON)
     kernels = compiled(path.read_text(), arch, tmp_path)
     assert kernels
     for name, used in kernels.items():
@@ -211,7 +212,7 @@ def small(dims: Dims) -> bool:
 def test_the_judges_cases_on_the_cpu(path: Path, dtype: DType) -> None:
     """Shapes, edges, held-out shapes, adversarial inputs, scalars, strides, and three equal runs."""
     if not ALL and name_of(path) not in RUN[dtype]:
-        pytest.skip("runs when AUTOKERNEL_CUDA_STARTERS=all")
+        pytest.skip(REASON)
     problem: Problem = registry.load("problems", path.stem)
     kernel, rng = kernel_of(path.read_text()), random.Random(5)
     for dims in filter(small, problem.shapes["cpu"]):
@@ -247,7 +248,7 @@ def test_a_target_beyond_the_classes_is_no_number() -> None:
     assert loss.isnan()
 
 
-@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+@only_with_all
 def test_other_values_of_all_tunables_are_right(path: Path) -> None:
     """Every constant at the choice that is furthest from its own, at once: each must be live, and none be special."""
     source = path.read_text()
@@ -271,7 +272,7 @@ def test_the_emulation_sees_a_lane_left_out() -> None:
         check(problem, kernel_of(broken), problem.make_inputs({"R": 4, "C": 128}, "fp32", generator()), "fp32", {}, "")
 
 
-@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+@only_with_all
 def test_the_emulation_sees_a_copy_that_nobody_waits_for() -> None:
     source = (FOLDER / "matmul.py").read_text()
     broken = source.replace("    copy_async_wait<STAGES - 2>();\n", "")
@@ -282,7 +283,7 @@ def test_the_emulation_sees_a_copy_that_nobody_waits_for() -> None:
         check(problem, kernel_of(broken), inputs, "fp16", {}, "")
 
 
-@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+@only_with_all
 @pytest.mark.parametrize(
     ("right", "wrong", "seen"),
     [

@@ -1,13 +1,12 @@
 """CUDA starters that are written from a region's loops: the judge's cases in an emulation on the CPU, nvcc, a device.
 
-By default the cases that differ most run, and one is compiled, for one architecture. AUTOKERNEL_CUDA_STARTERS=all runs
-and compiles all, the latter for all architectures, and runs the tunables' other ends.
+By default the cases that differ most run, and one is compiled, for one architecture. ``make starters`` runs and
+compiles all, the latter for all architectures, and runs the tunables' other ends.
 """
 
 from __future__ import annotations
 
 import ast
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +23,11 @@ from autokernel.proposers import _tune
 from autokernel.regions import generate
 from autokernel.types import Problem, Status, Target, Workload, kernel_type
 
+from ..backends.extent import ALL, only_with_all
 from ..backends.test_cpp_starters import check, generator, layouts
 from ..backends.test_cuda_starters import compiled, kernel_of
 from .test_generate import CASES, HEAD, problem_of
 
-ALL = os.environ.get("AUTOKERNEL_CUDA_STARTERS") == "all"
 MORE = {
     "three_dtypes": """
 DTYPES = ("fp32", "fp16", "bf16")
@@ -137,7 +136,7 @@ def test_the_judges_cases_on_the_cpu(name: str, folder: Path) -> None:
 
 
 @needs_nvcc
-@pytest.mark.skipif(not ALL, reason="runs when AUTOKERNEL_CUDA_STARTERS=all")
+@only_with_all
 @pytest.mark.parametrize("end", [0, -1])
 @chosen_cases
 def test_other_values_of_all_tunables_are_right(name: str, end: int, folder: Path) -> None:

@@ -12,6 +12,7 @@ operand as a matrix whose rows are tokens: [B·H·S, D], or [B·S, H·D] where h
 Operands that are neither, and heads whose size is no power of two, are copied to such rows first.
 Programs start in this order: groups of heads whose keys and values fit in the L2 cache together; within a group the
 longest blocks of queries of all its heads first, so that the last programs are short and no SM ends late.
+Compiling takes far longer than a little call runs: heads of up to 64 are padded to 64 there, and share compilations.
 Another GPU should revisit all constants: tiles, stages and registers follow its SMs, TOGETHER its L2 cache.
 """
 
@@ -39,6 +40,7 @@ TOGETHER = 32  # tune: 8, 16, 32 | MB of keys and values whose heads are walked 
 FP32_BQ = 32  # tune: 16, 32, 64 | queries of a program in float32, which has no tensor cores
 FP32_BKV = 16  # tune: 16, 32, 64 | keys of a block in float32
 FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
+LITTLE = 1 << 20  # pairs of query and key up to which a call is little: it shares compilations, and may cost a copy
 
 
 @triton.jit
@@ -56,13 +58,15 @@ def attend(
     """The keys from ``first`` to ``last`` added to a block of queries: its running sum, output and maximum."""
     for start in range(first, last, BKV):
         key = start + tl.arange(0, BKV)
+        # Of blocks that are whole for certain the compiler drops the masks.
+        real = (key < keys) | (not MASKED or EVEN_KEYS)
         if TMA:
             k = k_matrix.load([k_row + start, k_column]).T
         else:
-            k = part_of(k_matrix, k_row + key[None, :], k_s, k_column + tl.arange(0, D)[:, None], (key < keys)[None, :])
+            k = part_of(k_matrix, k_row + key[None, :], k_s, k_column + tl.arange(0, D)[:, None], real[None, :])
         scores = tl.dot(q, k, input_precision="ieee")
         if MASKED:
-            seen = (key < keys)[None, :]
+            seen = real[None, :]
             if CAUSAL:
                 seen = seen & (key[None, :] <= query[:, None])
             scores = tl.where(seen, scores, float("-inf"))
@@ -76,15 +80,18 @@ def attend(
             v = v_matrix.load([v_row + start, v_column])
             if MASKED and not EVEN_KEYS:
                 # Beyond the last key lies another head: a weight of 0 does not silence its infinities.
-                v = tl.where((key < keys)[:, None], v, 0.0)
+                v = tl.where(real[:, None], v, 0.0)
         else:
-            v = part_of(v_matrix, v_row + key[:, None], v_s, v_column + tl.arange(0, D)[None, :], (key < keys)[:, None])
+            v = part_of(v_matrix, v_row + key[:, None], v_s, v_column + tl.arange(0, D)[None, :], real[:, None])
         out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee")
         top = higher
     return total, out, top
 
 
-@triton.jit
+# Counts, and distances in rows, only say where to begin and to end: one compilation serves all of them.
+@triton.jit(
+    do_not_specialize=["heads", "group", "queries", "keys", "together", "q_b", "q_h", "k_b", "k_h", "v_b", "v_h"]
+)
 def attention_kernel(
     q_matrix, k_matrix, v_matrix, o_ptr, heads, group, queries, keys, width, scale, together,
     q_b, q_h, q_c, q_s, k_b, k_h, k_c, k_s, v_b, v_h, v_c, v_s, o_b, o_h, o_s, o_d,
@@ -136,6 +143,11 @@ def attention_kernel(
     tl.store(o_at, out.to(o_ptr.dtype.element_ty), mask=(query < queries)[:, None] & (feature < width)[None, :])
 
 
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
 def tokens(t, rows, depth):
     """``t`` [B, H, S, D] as a matrix of tokens, without a copy where the strides allow it: (a descriptor of its blocks
     of [rows, depth] or, in float32, the tensor; rows a batch, rows a head, columns a head and elements a row).
@@ -154,6 +166,11 @@ def tokens(t, rows, depth):
     return described, (b // s, h // s, h % s, s)
 
 
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 @functools.lru_cache
 def tiling(queries, depth, dtype):
     """(BQ, BKV, warps, stages, registers) for heads of this width; None: as many registers as the compiler likes."""
@@ -166,8 +183,10 @@ def tiling(queries, depth, dtype):
         bq, bkv, warps, stages, registers = WIDE_BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES, WIDE_REGISTERS
     else:
         bq, bkv, warps, stages = 64, 64, 4, 2
-    if queries <= 64:
-        return max(16, triton.next_power_of_2(queries)), bkv, 4, stages, None
+    if queries <= 16:
+        return 16, bkv, 4, stages, None
+    if queries <= 64 and dtype != torch.float32:
+        return 64, bkv, 4, stages, None
     return bq, bkv, warps, stages, registers
 
 
@@ -179,18 +198,21 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     if out.numel() == 0:
         return out
     scale = (1 / math.sqrt(width) if sm_scale is None else sm_scale) * math.log2(math.e)
-    depth = max(16, triton.next_power_of_2(width))
+    padded = batch * heads * queries * keys <= LITTLE and Q.is_contiguous()
+    depth = max(64 if padded else 16, power_of_2(width))
+    o = out if depth == width or not padded else torch.empty((*Q.shape[:3], depth), dtype=Q.dtype, device=Q.device)
     bq, bkv, warps, stages, registers = tiling(queries, depth, Q.dtype)
     # Blocks of equal length need no order: one head after the other reads the fewest keys and values at a time.
     group = heads // groups
     together = max(1, (TOGETHER << 20) // (2 * max(1, keys) * depth * Q.element_size())) * group if causal else 1
+    even = keys % bkv == 0 and keys >= 256  # few keys share a compilation with any number of them
     q, q_steps = tokens(Q, bq, depth)
     k, k_steps = tokens(K, bkv, depth)
     v, v_steps = tokens(V, bkv, depth)
-    attention_kernel[(triton.cdiv(queries, bq) * batch * heads,)](
-        q, k, v, out, heads, group, queries, keys, width, scale, min(together, batch * heads),
-        *q_steps, *k_steps, *v_steps, *out.stride(),
-        BQ=bq, BKV=bkv, D=depth, CAUSAL=causal, NEGATIVE=scale < 0, EVEN_KEYS=keys % bkv == 0,
+    attention_kernel[(cdiv(queries, bq) * batch * heads,)](
+        q, k, v, o, heads, group, queries, keys, o.shape[3], scale, min(together, batch * heads),
+        *q_steps, *k_steps, *v_steps, *o.stride(),
+        BQ=bq, BKV=bkv, D=depth, CAUSAL=causal, NEGATIVE=scale < 0, EVEN_KEYS=even,
         TMA=Q.dtype != torch.float32, num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
-    return out
+    return out if o is out else out.copy_(o[..., :width])

@@ -7,8 +7,7 @@ Gate and up in one kernel: a tile of x is moved once for both and kept in two ac
 in registers, so that neither of the two [M, F] products is ever written. The second kernel is the product with w_down.
 Tiles are moved by the Tensor Memory Accelerator straight to where wgmma reads them. The programs are as many as fit on
 the GPU and walk over tiles. With FLATTEN the loops over tiles and over depth are pipelined as one, and the loads of the
-next tile run while the last one is stored: it costs registers, of which two accumulators leave few. Tiles are walked in
-groups of GROUP rows, which share operands in the L2.
+next tile run while the last one is stored; two accumulators leave few registers for it. Groups of GROUP rows share the L2.
 The TMA asks for rows that begin at multiples of 16 bytes; other operands are copied to such rows first. And each
 matrix must be described to it, which takes the host longer than a block of few rows takes the GPU: those, and float32,
 go through pointers. They are bound by reading the weights: narrow tiles, so that every SM reads, and deep steps. One row
@@ -47,6 +46,8 @@ ROW_STAGES = 4  # tune: 2, 3, 4 | steps that are in shared memory at once there
 FP32_BM = 64  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 32  # tune: 32, 64 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
+
+ODD = 1 << 23  # products of a block whose rows begin anywhere, up to which it is not worth compilations of its own
 
 
 @triton.jit
@@ -145,6 +146,18 @@ def small_kernel(
     tl.store(y_at, sums.to(y_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
 
 
+@triton.jit(do_not_specialize=["m", "n", "k", "x_m", "x_k", "w_n", "w_k", "up_n", "up_k", "y_m"])
+def odd_kernel(
+    x_ptr, w_ptr, up_ptr, y_ptr, m, n, k, x_m, x_k, w_n, w_k, up_n, up_k, y_m,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, EVEN_K: tl.constexpr,
+    GATED: tl.constexpr,
+):  # fmt: skip
+    """The same for any sizes and strides, compiled once: it reads element by element."""
+    small_kernel(
+        x_ptr, w_ptr, up_ptr, y_ptr, m, n, k, x_m, x_k, w_n, w_k, up_n, up_k, y_m, BM, BN, BK, GROUP, EVEN_K, GATED
+    )
+
+
 @triton.jit
 def row_kernel(
     x_ptr, w_ptr, up_ptr, y_ptr, n, k, x_k, w_n, up_n,
@@ -177,6 +190,10 @@ def row_kernel(
     tl.store(y_ptr + column, y.to(y_ptr.dtype.element_ty), mask=column < n)
 
 
+def cdiv(n, block):  # how many blocks hold n
+    return -(-n // block)
+
+
 def aligned(t):
     """(a matrix whose rows the TMA can read, whether it is the transpose of ``t``): a view where that is possible."""
     (rows, columns), (down, along), piece = t.shape, t.stride(), 16 // t.element_size()
@@ -185,7 +202,7 @@ def aligned(t):
             return t, False
         if down == 1 and along >= rows and along % piece == 0:
             return t.t(), True
-    padded = torch.empty((rows, triton.cdiv(columns, piece) * piece), dtype=t.dtype, device=t.device)
+    padded = torch.empty((rows, cdiv(columns, piece) * piece), dtype=t.dtype, device=t.device)
     return padded[:, :columns].copy_(t), False
 
 
@@ -209,16 +226,17 @@ def multiprocessors(device):
 @functools.lru_cache
 def tiling(m, n, sms, large):
     """(BM, BN, BK, warps, stages, programs) for a product of [m, n]; ``large`` where that fills the GPU."""
-    tile = large if triton.cdiv(m, large[0]) * triton.cdiv(n, large[1]) >= sms else (64, 64, 64, 4, 4)
-    return *tile, min(triton.cdiv(m, tile[0]) * triton.cdiv(n, tile[1]), sms if tile is large else 2 * sms)
+    tile = large if cdiv(m, large[0]) * cdiv(n, large[1]) >= sms else (64, 64, 64, 4, 4)
+    return *tile, min(cdiv(m, tile[0]) * cdiv(n, tile[1]), sms if tile is large else 2 * sms)
 
 
 def small_tiling(m, dtype):
     """(BM, BN, BK, warps, stages) of products through pointers."""
+    rows = max(16, 1 << (m - 1).bit_length())  # the least power of two that holds them
     if dtype == torch.float32:
-        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, 4, 2
+        return min(FP32_BM, rows), FP32_BN, FP32_BK, 4, 2
     if m <= 64:
-        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
+        return rows, SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
     return 64, 64, 32, 4, 5
 
 
@@ -230,27 +248,31 @@ def kernel_fn(x, w_gate, w_up, w_down):
         return y
     # Rows of the hidden layer begin at multiples of 16 bytes, whatever its width: both kernels may use the TMA.
     padding = 16 // x.element_size()
-    h = torch.empty((m, triton.cdiv(hidden, padding) * padding), dtype=x.dtype, device=x.device)[:, :hidden]
-    if m == 1 and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
-        row_kernel[(triton.cdiv(hidden, ROW_BN),)](
+    h = torch.empty((m, cdiv(hidden, padding) * padding), dtype=x.dtype, device=x.device)[:, :hidden]
+    odd = m * width * hidden <= ODD and any(max(t.stride()) % 8 for t in (x, w_gate, w_up, w_down))
+    if m == 1 and not odd and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
+        row_kernel[(cdiv(hidden, ROW_BN),)](
             x, w_gate, w_up, h, hidden, width, x.stride(1), w_gate.stride(0), w_up.stride(0),
             BN=ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=width % ROW_BK == 0, GATED=True, num_warps=4,
         )  # fmt: skip
-        row_kernel[(triton.cdiv(width, 2 * ROW_BN),)](
+        row_kernel[(cdiv(width, 2 * ROW_BN),)](
             h, w_down, w_down, y, width, hidden, 1, w_down.stride(0), w_down.stride(0),
             BN=2 * ROW_BN, BK=ROW_BK, STAGES=ROW_STAGES, EVEN_K=hidden % ROW_BK == 0, GATED=False, num_warps=4,
         )  # fmt: skip
         return y
     sms = multiprocessors(x.device)
-    if m <= 64 or x.dtype == torch.float32 or triton.cdiv(m, GATE_BM) * triton.cdiv(hidden, GATE_BN) < sms:
-        bm, bn, bk, warps, stages = small_tiling(m, x.dtype)
-        small_kernel[(triton.cdiv(m, bm) * triton.cdiv(hidden, bn),)](
+    if odd or m <= 64 or x.dtype == torch.float32 or cdiv(m, GATE_BM) * cdiv(hidden, GATE_BN) < sms:
+        kernel, tile = (odd_kernel, (32, 32, 32, 4, 1)) if odd else (small_kernel, small_tiling(m, x.dtype))
+        bm, bn, bk, warps, stages = tile
+        kernel[(cdiv(m, bm) * cdiv(hidden, bn),)](
             x, w_gate, w_up, h, m, hidden, width, *x.stride(), *w_gate.stride(), *w_up.stride(), h.stride(0),
-            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=width % bk == 0, GATED=True, num_warps=warps, num_stages=stages,
+            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=width % bk == 0 and not odd, GATED=True,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        small_kernel[(triton.cdiv(m, bm) * triton.cdiv(width, bn),)](
+        kernel[(cdiv(m, bm) * cdiv(width, bn),)](
             h, w_down, w_down, y, m, width, hidden, *h.stride(), *w_down.stride(), *w_down.stride(), width,
-            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=hidden % bk == 0, GATED=False, num_warps=warps, num_stages=stages,
+            BM=bm, BN=bn, BK=bk, GROUP=GROUP, EVEN_K=hidden % bk == 0 and not odd, GATED=False,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
         return y
 

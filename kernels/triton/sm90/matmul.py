@@ -46,6 +46,7 @@ FP32_BM = 128  # tune: 32, 64, 128 | rows of a tile in float32, which has no ten
 FP32_BN = 64  # tune: 32, 64, 128 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
 FP32_WARPS = 8  # tune: 4, 8 | warps of a program in float32
+ODD = 1 << 23  # products of operands whose rows begin anywhere, up to which they are not worth a compilation each
 FP32_PRODUCTS = "ieee"  # tune: "ieee", "tf32x3" | fp32 units, or three tensor-core products that keep its digits
 
 
@@ -123,6 +124,14 @@ def small_kernel(
     tl.store(c_at, sums.to(c_ptr.dtype.element_ty), mask=(row < m)[:, None] & (column < n)[None, :])
 
 
+@triton.jit(do_not_specialize=["m", "n", "k", "a_m", "a_k", "b_k", "b_n"])
+def odd_kernel(a_ptr, b_ptr, c_ptr, m, n, k, a_m, a_k, b_k, b_n, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The same for any sizes and strides, compiled once: element by element, with all masks."""
+    small_kernel(
+        a_ptr, b_ptr, c_ptr, m, n, k, a_m, a_k, b_k, b_n, BM, BN, BK, GROUP=1, EVEN_K=False, PRODUCTS="ieee", PARTS=1
+    )
+
+
 @triton.jit
 def add_kernel(parts_ptr, c_ptr, size, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -130,6 +139,16 @@ def add_kernel(parts_ptr, c_ptr, size, PARTS: tl.constexpr, BLOCK: tl.constexpr)
     for part in tl.static_range(PARTS):
         total += tl.load(parts_ptr + part * size + at, mask=at < size, other=0.0)
     tl.store(c_ptr + at, total.to(c_ptr.dtype.element_ty), mask=at < size)
+
+
+def cdiv(n, block):
+    """How many blocks hold n."""
+    return -(-n // block)
+
+
+def power_of_2(n):
+    """The least power of two that is not less than n."""
+    return 1 << (n - 1).bit_length()
 
 
 def aligned(t):
@@ -140,7 +159,7 @@ def aligned(t):
             return t, False
         if down == 1 and along >= rows and along % piece == 0:
             return t.t(), True
-    padded = torch.empty((rows, triton.cdiv(columns, piece) * piece), dtype=t.dtype, device=t.device)
+    padded = torch.empty((rows, cdiv(columns, piece) * piece), dtype=t.dtype, device=t.device)
     return padded[:, :columns].copy_(t), False
 
 
@@ -162,14 +181,14 @@ def tiling(m, n, k, dtype, sms):
     """
 
     def fill(rows, columns):  # tiles of this size occupy most SMs
-        return triton.cdiv(m, rows) * triton.cdiv(n, columns) >= sms * 3 // 4
+        return cdiv(m, rows) * cdiv(n, columns) >= sms * 3 // 4
 
     if dtype == torch.float32:
-        return min(FP32_BM, max(16, triton.next_power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2, 1, False
+        return min(FP32_BM, max(16, power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2, 1, False
     if m == 1:
         return 16, ROW_BN, 64, 4, 5, ROW_PARTS, False
     if m <= 32:
-        return max(16, triton.next_power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES, 1, False
+        return max(16, power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES, 1, False
     if m <= 64:
         return 64, 64, 128, 4, 4, SOME_PARTS, False
     tma = m * n * k > TMA_FROM << 30
@@ -186,9 +205,14 @@ def kernel_fn(A, B):
     c = torch.empty((m, n), dtype=A.dtype, device=A.device)
     if c.numel() == 0 or k == 0:
         return c.zero_()
+    if m * n * k <= ODD and (max(A.stride()) % 8 or max(B.stride()) % 8):
+        odd_kernel[(cdiv(m, 32) * cdiv(n, 32),)](
+            A, B, c, m, n, k, *A.stride(), *B.stride(), BM=32, BN=32, BK=32, num_warps=4, num_stages=1
+        )
+        return c
     sms = multiprocessors(A.device)
     bm, bn, bk, warps, stages, parts, tma = tiling(m, n, k, A.dtype, sms)
-    tiles = triton.cdiv(m, bm) * triton.cdiv(n, bn)
+    tiles = cdiv(m, bm) * cdiv(n, bn)
     if not tma:
         out = c if parts == 1 else torch.empty((parts, m, n), dtype=torch.float32, device=A.device)
         small_kernel[(tiles, parts)](
@@ -197,7 +221,7 @@ def kernel_fn(A, B):
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if parts > 1:
-            add_kernel[(triton.cdiv(m * n, 256),)](out, c, m * n, PARTS=parts, BLOCK=256, num_warps=2)
+            add_kernel[(cdiv(m * n, 256),)](out, c, m * n, PARTS=parts, BLOCK=256, num_warps=2)
         return c
     a, a_turned = aligned(A)
     b, b_turned = aligned(B)
