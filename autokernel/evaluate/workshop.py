@@ -116,7 +116,10 @@ class Workshop:
     def start_baseline(self, name: str, problem: str) -> Handle:
         """A runner of a problem's "eager", "library" or "compile": our own code, not confined. Raises RunnerFailed."""
         cache = cache_folder() / "baselines"
-        environment = registry.load("backends", "torch").environment(str(cache))
+        # Inductor keeps the headers that it precompiles, for five seconds on a CPU, where temporary files lie.
+        temporary = cache / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        environment = {**registry.load("backends", "torch").environment(str(cache)), "TMPDIR": str(temporary)}
         handle = self._nursery.spawn(cache, environment, confine=False)
         try:
             handle.ask("load", {"baseline": name, "problem": problem, "threads": self._nursery.threads})
