@@ -30,7 +30,7 @@ def main() -> None:
 
     from autokernel.evaluate.judge import Judge
 
-    judge = Judge(nursery, start["min_gain"], policy=start["policy"], isolation_off=off, spares=start["spares"])
+    judge = Judge(nursery, start["min_gain"], policy=start["policy"], spares=start["spares"])
     gc.collect()
     gc.freeze()  # what was imported is not looked through again after each verdict
     channel.send({"event": "ready", "hardware": judge.hardware.to_json(), "isolation": dict(judge.isolation)})

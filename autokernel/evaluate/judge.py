@@ -43,7 +43,6 @@ class Judge:
         min_gain: float,
         *,
         policy: bool,
-        isolation_off: frozenset[str] = frozenset(),
         spares: int | None = None,
     ) -> None:
         device, threads = nursery.device, nursery.threads
@@ -64,8 +63,8 @@ class Judge:
         self._described: dict[str, Any] = {
             "device": self.hardware.name, "threads": threads, "torch": torch.__version__, "isolation": self.isolation
         }  # fmt: skip
-        if isolation_off:
-            self._described["isolation_off"] = sorted(isolation_off)
+        if nursery.off:
+            self._described["isolation_off"] = sorted(nursery.off)
 
     def evaluate(
         self,

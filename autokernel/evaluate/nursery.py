@@ -58,7 +58,7 @@ def main() -> None:
         move_in(control)
         sandbox.cover_sockets()
     processors = frozenset(os.sched_getaffinity(0))  # the imports below bind this thread to one of them
-    serve, version = warm_up(start["device"]) if start["warm"] else (lambda *_: None, "")
+    serve = warm_up(start["device"]) if start["warm"] else lambda *_: None
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     if namespaced and start["device"] != "cpu":
         namespaced = proc_works(own_namespace)  # CUDA does not start in a namespace whose /proc is another's
@@ -69,7 +69,7 @@ def main() -> None:
     readable = tuple(landlock.readable())
     house = House(start["device"], limits, namespaced, hidden, readable, processors, serve)
     with contextlib.suppress(PeerGone):  # whoever went before this was up is missed below
-        control.send({"ok": True, "torch": version})
+        control.send({"ok": True})
     while True:
         try:
             message, fds = control.receive()
@@ -96,8 +96,8 @@ def move_in(control: Channel) -> None:
     sandbox.die_with_parent()
 
 
-def warm_up(device: str) -> tuple[Serve, str]:
-    """Import what every runner will inherit; the runner's conversation, and torch's version."""
+def warm_up(device: str) -> Serve:
+    """Import what every runner will inherit: the runner's conversation."""
     import numpy  # noqa: F401
     import torch
     import tvm_ffi.cpp  # noqa: F401
@@ -114,7 +114,7 @@ def warm_up(device: str) -> tuple[Serve, str]:
     end_nvml()
     gc.collect()  # once, and what is left is no collector's business in any runner: to look through it takes 0.1 s
     gc.freeze()
-    return runner.serve, torch.__version__
+    return runner.serve
 
 
 def end_nvml() -> None:

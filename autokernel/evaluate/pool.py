@@ -177,7 +177,7 @@ class Nursery:
         self.device = device
         self.threads = threads
         self.limits = limits or Limits()
-        self._off = off
+        self.off = off
         self._up = False
         ours, theirs = pair()
         self._control = ours
@@ -240,7 +240,7 @@ class Nursery:
             "cache": str(cache),
             "environment": {**self._environment, **home, **environment},
             "confine": confine,
-            "off": sorted(off | self._off),
+            "off": sorted(off | self.off),
         }
         answer, (reaper_fd,) = self._ask(message, [theirs.fileno(), log_fd])
         theirs.close()

@@ -203,6 +203,7 @@ PROBLEM = Problem(
             {"M": 4096, "K": 4096, "N": 4096},
             {"M": 4096, "K": 4096, "N": 11008},
             {"M": 2048, "K": 8192, "N": 1024},
+            {"M": 2064, "K": 4112, "N": 2064},  # large, and no tile divides it
             {"M": 1, "K": 4096, "N": 4096},
             {"M": 16, "K": 4096, "N": 11008},
         ),
@@ -210,6 +211,7 @@ PROBLEM = Problem(
     edge_shapes=(
         {"M": 1, "K": 1, "N": 1},
         {"M": 17, "K": 63, "N": 65},
+        {"M": 40, "K": 72, "N": 104},  # rows begin where vectors may, and no tile divides it
         {"M": 65, "K": 1023, "N": 17},
         {"M": 3, "K": 4097, "N": 33},
         {"M": 63, "K": 9, "N": 1537},

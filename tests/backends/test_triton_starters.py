@@ -244,6 +244,8 @@ def test_rows_of_all_lengths_read_twice(workshop: Workshop) -> None:
         ("rmsnorm", "/ columns + eps", "/ (columns + 1) + eps"),  # 1/64 off in the smallest row
         ("softmax", "x = tl.load(x_ptr + row * x_stride", "x = tl.load(x_ptr + row * columns"),
         ("matmul", "a_at += BK * a_k", "a_at += (BK - 1) * a_k"),
+        ("matmul", "EVEN_K=k % bk == 0", "EVEN_K=True"),  # no odd operand comes this way
+        ("fused_mlp", "EVEN_K=hidden % bk == 0", "EVEN_K=True"),
     ],
 )
 def test_a_broken_starter_is_refused(workshop: Workshop, name: str, right: str, wrong: str) -> None:
