@@ -25,11 +25,8 @@ from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 from autokernel import assets, registry
 from autokernel.backends import _light_nvcc, cuda
 from autokernel.backends.cuda import BACKEND
-from autokernel.extension import Brief
 from autokernel.proposers import _tune
-from autokernel.proposers.recipes import Recipe
-from autokernel.proposers.recipes.cuda_recipes import RECIPES
-from autokernel.types import DTYPES, Dims, DType, Problem, Target, Workload
+from autokernel.types import DTYPES, Dims, DType, Problem
 
 from .emulation import built
 from .extent import ALL, REASON, only_with_all
@@ -299,34 +296,3 @@ def test_the_emulation_sees_what_a_cluster_misses(right: str, wrong: str, seen: 
     inputs = problem.make_inputs({"M": 1, "K": 1100, "N": 300}, "fp16", generator())
     with pytest.raises(AssertionError, match=seen):
         check(problem, kernel_of(source.replace(right, wrong)), inputs, "fp16", {}, "", statistical=True)
-
-
-# ------------------------------------------------------------------------------------------------- recipes
-
-
-def brief(path: Path, source: str) -> Brief:
-    target = Target("t", path.stem, "cuda", (Workload({"R": 1}, "fp16"),), 0.5, 20.0, 1.0)
-    return Brief(target, source, None, (), {}, 0)
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_a_recipe_edits_starters_once_and_nothing_else(recipe: Recipe) -> None:
-    sources = {path: path.read_text() for path in PORTABLE}
-    edited = {path: recipe.apply(source, brief(path, source)) for path, source in sources.items()}
-    assert any(edited.values())
-    for path, after in edited.items():
-        if after is not None:
-            ast.parse(after)
-            assert BACKEND.check(ast.parse(after)) is None
-            assert recipe.apply(after, brief(path, after)) is None, "it applies to its own result"
-    bare = 'KERNEL_TYPE = "softmax"\n\n\ndef kernel_fn(x):\n    return x\n'
-    assert recipe.apply(bare, brief(PORTABLE[0], bare)) is None
-
-
-@pytest.mark.parametrize("name", ["rmsnorm", *(["matmul", "cross_entropy"] if ALL else [])])
-def test_all_recipes_together_still_compile(name: str, tmp_path: Path) -> None:
-    path = FOLDER / f"{name}.py"
-    source = path.read_text()
-    for recipe in RECIPES:
-        source = recipe.apply(source, brief(path, source)) or source
-    assert compiled(source, "90a", tmp_path, clean=False)

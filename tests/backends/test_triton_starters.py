@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,15 +28,14 @@ from autokernel.evaluate.cases import STAGES, Case
 from autokernel.evaluate.pool import Handle
 from autokernel.evaluate.stages import Examination, Failed
 from autokernel.evaluate.workshop import Workshop
-from autokernel.extension import Brief
 from autokernel.proposers import _tune
-from autokernel.proposers.recipes import recipes
-from autokernel.types import DTYPES, Problem, Status, Target, Workload
+from autokernel.types import DTYPES, Problem, Status, Workload
 
 from .extent import ALL, REASON, only_with_all
 
 FOLDER = assets.root() / "kernels" / "triton"
 FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("sm*/*.py")])
+Compiled = Future[subprocess.CompletedProcess[str]]
 MOST_LINES = 300
 SLOW = {
     "fused_mlp",
@@ -260,18 +258,12 @@ def test_a_broken_starter_is_refused(workshop: Workshop, name: str, right: str, 
 # ------------------------------------------------------------------------------------------------- compiled ahead
 
 
-@functools.cache
-def compiler() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1)
-
-
-@functools.cache
-def compiled(path: Path, folder: Path, arch: str = "90") -> Future[subprocess.CompletedProcess[str]]:
+def compiled(path: Path, folder: Path, arch: str = "90") -> subprocess.CompletedProcess[str]:
     """The file compiled for this architecture, in a process of its own; binaries lie in the folder."""
     environment = {**os.environ, **BACKEND.environment(str(folder))}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, str(Path(__file__).with_name("compile_ahead.py")), str(path), arch]
-    return compiler().submit(subprocess.run, command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def architecture(path: Path) -> str:
@@ -280,18 +272,18 @@ def architecture(path: Path) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Built while the interpreter's tests run."""
-    folder = tmp_path_factory.mktemp("binaries")
-    for path in FILES:
-        compiled(path, folder / path.parent.name / path.stem, architecture(path))
-    yield folder
-    compiler().shutdown(cancel_futures=True)
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Path, tuple[Path, Compiled]]]:
+    """The folder of each file's binaries, which are built while the interpreter's tests run."""
+    place = tmp_path_factory.mktemp("binaries")
+    with ThreadPoolExecutor(max_workers=1) as compiler:
+        folders = {path: place / path.parent.name / path.stem for path in FILES}
+        yield {p: (folder, compiler.submit(compiled, p, folder, architecture(p))) for p, folder in folders.items()}
+        compiler.shutdown(cancel_futures=True)
 
 
-def test_it_compiles_without_spilling(path: Path, binaries: Path) -> None:
-    folder = binaries / path.parent.name / path.stem
-    done = compiled(path, folder, architecture(path)).result()
+def test_it_compiles_without_spilling(path: Path, binaries: Mapping[Path, tuple[Path, Compiled]]) -> None:
+    folder, compiling = binaries[path]
+    done = compiling.result()
     assert done.returncode == 0, done.stderr[-2000:]
     evidence = BACKEND.evidence(folder)
     kernels = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
@@ -300,37 +292,3 @@ def test_it_compiles_without_spilling(path: Path, binaries: Path) -> None:
         assert figures["spill_bytes"] == 0, (kernel, figures)
         assert 16 <= figures["registers"] <= 255 and figures["shared_bytes"] <= 227 << 10, (kernel, figures)
         assert 0 < figures["occupancy"] <= 1 and figures["warps"] <= 32 and figures["variants"] >= 1, (kernel, figures)
-
-
-# ---------------------------------------------------------------------------------------------- recipes
-
-
-def test_each_recipe_finds_its_pattern_in_a_starter_and_only_once() -> None:
-    brief = Brief(Target("t", "t", "triton", (), 0.5, 100.0, 1.0), "", None, (), {}, 0)
-    for recipe in recipes("triton"):
-        edited = {path: recipe.apply(path.read_text(), brief) for path in FILES}
-        found = {path: source for path, source in edited.items() if source is not None}
-        assert found, recipe.name
-        for path, source in found.items():
-            assert BACKEND.check(ast.parse(source)) is None
-            assert source != path.read_text() and recipe.apply(source, brief) is None, (recipe.name, path)
-        assert recipe.apply("import torch\n\ndef kernel_fn(x):\n    return x\n", brief) is None, recipe.name
-
-
-@only_with_all
-@pytest.mark.parametrize(("name", "applied"), [("rotary_embedding", 5), ("matmul", 1)])
-def test_recipes_keep_a_starter_right(workshop: Workshop, tmp_path: Path, name: str, applied: int) -> None:
-    """All that apply, one on top of the other: right in the interpreter, and compiled for Hopper."""
-    file = assets.starter(name, "triton")
-    assert file is not None
-    source, count = file.read_text(), 0
-    for recipe in recipes("triton"):
-        brief = Brief(Target("t", name, "triton", (), 0.5, 100.0, 1.0), source, None, (), {}, 0)
-        edited = recipe.apply(source, brief)
-        source, count = edited or source, count + (edited is not None)
-    assert count == applied
-    examined(workshop, source, registry.load("problems", name), seed=22)
-    (tmp_path / "edited.py").write_text(source)
-    done = compiled(tmp_path / "edited.py", tmp_path / "binaries").result()
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert BACKEND.evidence(tmp_path / "binaries")
