@@ -16,7 +16,7 @@ from typing import Any
 
 from autokernel import proof
 from autokernel.proof import Proof
-from autokernel.run import history, unbooked
+from autokernel.run import history, orchestrator, unbooked
 from autokernel.run.history import Row
 from autokernel.types import AutokernelError, Cost, Target
 
@@ -132,6 +132,7 @@ def build(place: Path) -> Report:
     kept_aa, total_aa = history.false_keeps(rows)
     failures = _failures(rows, folder)
     projected = projection(targets) if known else None
+    left = {name: orchestrator.expected_gain(target, rows) * (projected or 1.0) for name, target in known.items()}
     spent = unbooked.total(
         [*(Cost(r.tokens_in, r.tokens_out, r.cost_usd) for r in rows), *(e.cost for e in unbooked.read(folder))]
     )
@@ -150,7 +151,7 @@ def build(place: Path) -> Report:
         cost_usd=spent.cost_usd,
         tokens=spent.tokens_in + spent.tokens_out,
         failures=failures,
-        advice=_advice(rows, targets, failures, (kept_aa, total_aa), profile),
+        advice=_advice(rows, targets, left, failures, (kept_aa, total_aa), profile),
         proof=proven,
         nothing=_nothing(profile) if barren else "",
     )
@@ -247,17 +248,19 @@ def _failures(rows: Sequence[Row], folder: Path) -> list[Failure]:
 def _advice(
     rows: Sequence[Row],
     targets: Sequence[TargetReport],
+    left: Mapping[str, float],
     failures: Sequence[Failure],
     aa: tuple[int, int],
     profile: Mapping[str, Any] | None,
 ) -> list[str]:
-    """What to do next, the most rewarding first."""
+    """What to do next, the most rewarding first. ``left``: the fraction of today's forward pass that each target would
+    give back at its roofline floor.
+    """
     advice = []
-    remaining = [(_left_to_win(t), t) for t in targets]
-    gain, best = max(remaining, key=lambda pair: pair[0], default=(0.0, None))
-    if best is not None and gain > 0.005:
+    best, gain = max(left.items(), key=lambda pair: pair[1], default=("", 0.0))
+    if gain > 0.005:
         advice.append(
-            f"{best.name} has the most left to win: at its roofline floor the forward pass would take {gain:.0%} less "
+            f"{best} has the most left to win: at its roofline floor the forward pass would take {gain:.0%} less "
             "time than now; run the same command again to go on."
         )
     untouched = [t.name for t in targets if t.experiments == 0]
@@ -289,11 +292,3 @@ def _advice(
     if graph_breaks:
         advice.append(f"The model has {graph_breaks} graph break(s): code between them was not searched for regions.")
     return advice
-
-
-def _left_to_win(target: TargetReport) -> float:
-    """The fraction of today's forward pass that this target gives back at its roofline floor."""
-    if not target.share or not target.latency_us or not target.floor_us:
-        return target.share or 0.0 if target.latency_us is None and target.experiments == 0 else 0.0
-    now = target.share / max(target.speedup_vs_eager or 1.0, 1.0)
-    return max(now * (1.0 - target.floor_us / target.latency_us), 0.0)

@@ -155,6 +155,14 @@ def test_advice_names_what_to_do_next(run: Path) -> None:
     assert "1 graph break" in advice
 
 
+def test_what_was_not_tried_has_left_what_its_roofline_leaves(run: Path) -> None:
+    profile = json.loads((run / "profile.json").read_text())
+    profile["targets"][2].update(share=0.6, floor_us=396.0)  # matmul, the largest of all, and as fast as it can be
+    (run / "profile.json").write_text(json.dumps(profile))
+    (run / "results.tsv").write_text(history.render(ROWS[:1]))
+    assert "softmax has the most left to win" in "\n".join(report.build(run).advice)
+
+
 def test_a_noisy_judge_is_named(run: Path) -> None:
     rows = [make_row(1, "baseline"), *(make_row(n, "aa", ci_low=1.01) for n in range(2, 30))]
     (run / "results.tsv").write_text(history.render(rows))
