@@ -59,6 +59,12 @@ class Proof:
         """The fastest mode in which a kernel pays; None where there is none."""
         return min(self.applied, key=self.forward_us.__getitem__, default=None)
 
+    @property
+    def advised(self) -> str:
+        """What to run: the fastest mode in which a kernel pays, where it is shown to be faster than what has none."""
+        mode = self.fastest
+        return mode if mode and self.speedup[mode][self.rival]["low"] > 1 else self.rival
+
     def gain(self, mode: str, over: str) -> str:
         """ "1.52x [1.49, 1.55]", or "" where it was not measured."""
         found = self.speedup.get(mode, {}).get(over)

@@ -104,8 +104,8 @@ def measure(case: Case, device: str, budget: str, keep: Path | None, environment
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: the models with their times, then every kernel's trial in its model."""
-    head = ("model", *proof.NAMES.values(), "over eager", "over the best without kernels", "projected", "outputs",
-            "seconds")  # fmt: skip
+    head = ("model", *proof.NAMES.values(), "what to run", "over eager", "kernels over the best without", "projected",
+            "outputs", "seconds")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     trials: list[str] = []
     missing: list[str] = []
@@ -115,7 +115,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
             continue
         found = proof.Proof(**row["verification"])
         times = [f"{found.forward_us[m] / 1e3:.2f} ms" if m in found.forward_us else "–" for m in proof.NAMES]
-        cells = [f"{row['case']}, {row['dtype']}", *times, found.gain(found.fastest or found.rival, "eager")]
+        cells = [f"{row['case']}, {row['dtype']}", *times, proof.NAMES[found.advised]]
+        cells.append(found.gain(found.advised, "eager") or "–")
         cells.append(found.gain(found.fastest, found.rival) if found.fastest else "nothing to apply")
         cells.append(f"{found.projection['all']:.2f}x" if found.projection else "–")
         cells.append("right" if all(each["passed"] for each in found.outputs.values()) else "WRONG")

@@ -65,13 +65,17 @@ def write(run: Path, data: dict[str, Any]) -> proof.Proof:
 
 
 def test_a_gain_is_told_against_the_best_without_kernels(run: Path) -> None:
-    told = write(run, verification(1.5, 1.2)).headline()
+    found = write(run, verification(1.5, 1.2))
+    told = found.headline()
+    assert found.advised == "ours"
     assert told.startswith("measured end to end: ours is 1.25x [1.23, 1.27] over torch.compile")
     assert "1.50x [1.48, 1.52] over eager" in told
 
 
 def test_a_loss_is_an_honest_no(run: Path) -> None:
-    told = write(run, verification(1.5, 1.9)).headline()
+    found = write(run, verification(1.5, 1.9))
+    told = found.headline()
+    assert (found.fastest, found.advised) == ("ours", "compile")
     assert told.startswith("not faster end to end") and told.endswith("stay with torch.compile")
 
 
@@ -111,7 +115,7 @@ def graphed(**changes: Any) -> dict[str, Any]:
 
 def test_cuda_graphs_are_a_rival_and_a_mode(run: Path) -> None:
     found = write(run, graphed())
-    assert (found.rival, found.fastest) == ("compile+graphs", "ours+graphs")
+    assert (found.rival, found.fastest, found.advised) == ("compile+graphs", "ours+graphs", "compile+graphs")
     told = found.headline()
     assert told.startswith("no difference shown end to end: ours + CUDA graphs is 1.01x [0.99, 1.03] over CUDA graphs")
     models, trials = proof.tables(found)
@@ -162,7 +166,7 @@ def test_where_no_kernel_pays_nothing_is_applied_whatever_the_times(run: Path) -
     told = verification(1.5, 1.2)
     left_out = {**told["steps"]["ours"][0], "applied": False, "reason": "not shown to pay end to end"}
     found = write(run, {**told, "steps": {"ours": [left_out]}})
-    assert (found.fastest, found.applied) == (None, ())
+    assert (found.fastest, found.applied, found.advised) == (None, (), "compile")
     assert found.headline() == (
         "nothing is to be applied: no kernel was shown to pay end to end; "
         "torch.compile is 1.20x [1.18, 1.22] over eager"
