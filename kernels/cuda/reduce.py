@@ -5,11 +5,11 @@ Bytes: x is read once, R·C · itemsize; the output is small. Flops: R·C: next 
 way. Both kernels read 16 bytes a thread, and several such packs before the first is added. Rows: a warp or more a row, several rows a
 block where they are short. Few packs a thread and many threads do best: 2048 of them with 32 bytes each are 64 KiB on their way to a
 multiprocessor, and no thread needs more than the 32 registers that so many leave it. Whole packs are read without a question asked;
-the two at a row's ends, which it fills in part, apart. Columns: a thread owns the columns of one pack and walks down, a warp covers
-512 bytes of a row.
+the two at a row's ends, which it fills in part, apart. Long rows of whole packs alone, as many for every thread, have a kernel that
+knows of no ends. Columns: a thread owns the columns of one pack and walks down, a warp covers 512 bytes of a row.
 Where the output is too small to fill the GPU, several blocks share a sum; their parts are added by a second launch, in a fixed order:
 no atomics, so that results repeat bit for bit.
-Other GPUs: revisit ROW_THREADS, ROW_AHEAD, AHEAD and WAVES (bytes on their way, blocks a multiprocessor holds).
+Other GPUs: revisit ROW_THREADS, ROW_AHEAD, EVEN_AHEAD, AHEAD and WAVES (bytes on their way, blocks a multiprocessor holds).
 """
 
 import torch
@@ -20,6 +20,7 @@ BACKEND = "cuda"
 
 ROW_THREADS = 1024  # tune: 128, 256, 512, 1024 | most threads a row
 ROW_AHEAD = 2  # tune: 1, 2, 4, 8 | packs of a row in flight a thread
+EVEN_AHEAD = 4  # tune: 1, 2, 4, 8 | the same of a row that so many packs of all its threads divide
 THREADS = 512  # tune: 128, 256, 512 | threads a block that sums columns, or short rows
 AHEAD = 4  # tune: 1, 2, 4, 8 | packs of columns in flight a thread
 WAVES = 4  # tune: 1, 2, 4, 8, 16 | blocks a multiprocessor under which sums are split
@@ -107,6 +108,36 @@ __device__ inline float over_warp(float sum) {
   return sum;
 }
 
+// Writes a row's sum, from those of `threads` threads: all of one threadIdx.y. scratch has a place for each warp of the block.
+template <typename Out> __device__ inline void write_sum(float sum, int threads, float* scratch, Out* y, bool live) {
+  sum = over_warp(sum);
+  if (threads > 32) {
+    float* mine = scratch + threadIdx.y * (threads / 32);
+    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x < 32) sum = over_warp(int(threadIdx.x) < threads / 32 ? mine[threadIdx.x] : 0.0f);
+  }
+  if (threadIdx.x == 0 && live) *y = narrow<Out>(sum);
+}
+
+// ---- over columns, a block a row: rows begin at 16-byte boundaries, a thread has `packs` packs, a multiple of EVEN_AHEAD
+template <typename T>
+__global__ void __launch_bounds__(ROW_THREADS, EVEN_AHEAD <= 4 ? 2048 / ROW_THREADS : 1)
+reduce_even_rows(const T* x, int64_t stride, T* y, int packs) {
+  __shared__ float scratch[32];
+  constexpr int N = Pack<T>::N;
+  const T* at = x + blockIdx.x * stride + int(threadIdx.x) * N;
+  float sum = 0;
+  for (; packs > 0; packs -= EVEN_AHEAD, at += EVEN_AHEAD * ROW_THREADS * N) {
+    Pack<T> pack[EVEN_AHEAD];
+    #pragma unroll
+    for (int k = 0; k < EVEN_AHEAD; ++k) pack[k] = load_whole(at + k * ROW_THREADS * N);
+    #pragma unroll
+    for (int k = 0; k < EVEN_AHEAD; ++k) sum += sum_of(pack[k]);
+  }
+  write_sum(sum, ROW_THREADS, scratch, y + blockIdx.x, true);
+}
+
 // ---- over columns. blockDim = (threads a row, rows a block), gridDim = (blocks of rows, parts of a row), of `each` packs
 template <typename In, typename Out>
 __global__ void __launch_bounds__(ROW_THREADS, ROW_AHEAD <= 2 ? 2048 / ROW_THREADS : 1)
@@ -139,14 +170,7 @@ reduce_rows(const In* x, int64_t stride, Out* y, int64_t rows, int columns, int 
     #pragma unroll
     for (int k = 0; k < ROW_AHEAD; ++k) sum += sum_of(pack[k]);
   }
-  sum = over_warp(sum);
-  if (step > 32) {
-    float* mine = scratch + threadIdx.y * (step / 32);
-    if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x < 32) sum = over_warp(int(threadIdx.x) < step / 32 ? mine[threadIdx.x] : 0.0f);
-  }
-  if (threadIdx.x == 0 && row < rows) y[row * gridDim.y + blockIdx.y] = narrow<Out>(sum);
+  write_sum(sum, step, scratch, y + row * gridDim.y + blockIdx.y, row < rows);
 }
 
 // ---- over rows. blockDim = (32, THREADS / 32): a warp reads 32 packs of a row, its rows are blockDim.y apart.
@@ -236,7 +260,11 @@ template <typename T> void reduce(TensorView x, TensorView partial, TensorView y
     columns_of<T, float>(in, stride, rows, columns, parts, part, stream);
     columns_of<float, T>(part, columns, parts, columns, 1, out, stream);
   } else if (parts == 0) {
-    rows_of<T, T>(in, stride, rows, columns, 1, out, stream);
+    constexpr int N = Pack<T>::N;
+    if (columns % (ROW_THREADS * EVEN_AHEAD * N) == 0 && aligned(in) && stride % N == 0)
+      reduce_even_rows<T><<<unsigned(rows), ROW_THREADS, 0, stream>>>(
+        static_cast<const T*>(in), stride, static_cast<T*>(out), columns / N / ROW_THREADS);
+    else rows_of<T, T>(in, stride, rows, columns, 1, out, stream);
   } else {
     rows_of<T, float>(in, stride, rows, columns, parts, part, stream);
     rows_of<float, T>(part, parts, rows, parts, 1, out, stream);
@@ -255,7 +283,14 @@ void launch(TensorView x, TensorView partial, TensorView y, bool over_rows) {
 }
 """
 
-DEFINES = {"ROW_THREADS": ROW_THREADS, "ROW_AHEAD": ROW_AHEAD, "THREADS": THREADS, "AHEAD": AHEAD, "WAVES": WAVES}
+DEFINES = {
+    "ROW_THREADS": ROW_THREADS,
+    "ROW_AHEAD": ROW_AHEAD,
+    "EVEN_AHEAD": EVEN_AHEAD,
+    "THREADS": THREADS,
+    "AHEAD": AHEAD,
+    "WAVES": WAVES,
+}
 
 module = tvm_ffi.cpp.load_inline(
     "reduce",

@@ -3,12 +3,15 @@
 x [R, C] -> [R, C]; float32, float16 or bfloat16, exponentials and sums in float32.
 Bytes: x is read, y is written: 2·R·C · itemsize. Flops: 5·R·C, an exponential among them.
 A GPU moves about four bytes in the time of one such flop, so what counts is that every byte moves once, 16 at a time, and that many
-are on their way at once. Three paths:
+are on their way at once. Four paths:
 - a row fits the registers of a block (up to 32,768 half-precision columns): read once, reduce, write once;
-- a longer row, and rows enough to fill the GPU: a block a row, read twice. The second reading finds most of it in the L2;
-- a longer row, and few of them: several blocks a row; partial maxima and sums go through memory between two kernels.
+- a longer row that fits shared memory (Hopper's: up to 116,000), and rows enough to fill the GPU: a block a row, read once. All of it
+  is asked for at once and waits in shared memory, not in registers; of rows up to half of that a multiprocessor holds two, and one is
+  read while the other is written;
+- a row that fits neither: a block a row, read twice. The second reading finds most of it in the L2;
+- a row too long for registers, and few of them: several blocks a row; partial maxima and sums go through memory between two kernels.
 Rows in registers are read without a hint: to have x leave the caches first costs more where y is written at the same time.
-Other GPUs: revisit PACKS and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM and AHEAD.
+Other GPUs: revisit PACKS and BLOCK (registers and blocks a multiprocessor holds) first, then STREAM, AHEAD and GROUPS.
 """
 
 import torch
@@ -21,6 +24,7 @@ PACKS = 4  # tune: 1, 2, 4, 8 | 16-byte pieces of a row that one thread keeps in
 BLOCK = 128  # tune: 32, 64, 128, 256, 512 | threads that a block of short rows has at least: several rows share it
 STREAM = 512  # tune: 128, 256, 512, 1024 | threads a block of rows that do not fit registers
 AHEAD = 4  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread where rows are streamed
+GROUPS = 4  # tune: 1, 2, 4, 8 | parts in which a row comes to shared memory: one is added up while the others come
 WAVES = 2  # tune: 1, 2, 4, 8 | blocks a multiprocessor under which long rows are split
 
 SOURCE = """
@@ -31,6 +35,7 @@ SOURCE = """
 #include <tvm/ffi/extra/cuda/device_guard.h>
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 using tvm::ffi::TensorView;
 using f16 = __half;
@@ -77,13 +82,25 @@ template <typename T> __device__ inline int head_of(const T* row) {
   return int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
 }
 
+// The pack at column `first`, which the row fills in part: elements outside the row become `fill`.
+template <typename T> __device__ inline void cut(Pack<T>& pack, int first, int columns, float fill) {
+  constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
+  const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  #pragma unroll
+  for (int j = 0; j < N; ++j) {
+    uint32_t& word = pack.word[j / PER_WORD];
+    const int shift = 16 * (j % PER_WORD);
+    if (first + j < 0 || first + j >= columns) word = (word & ~(whole << shift)) | outside << shift;
+  }
+}
+
 // Pack at column `first` of a row; elements outside the row are `fill`. EVEN: rows are whole packs, so that no pack is
 // cut. Elsewhere a pack that the row fills in part is read whole all the same: 16 aligned bytes lie in one allocation,
 // whose size is a multiple of that. LAST: not read again, so the caches may drop it first.
 template <bool EVEN, bool LAST = false, typename T>
 __device__ inline Pack<T> load(const T* row, int first, int columns, float fill) {
   constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
-  const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
+  const uint32_t outside = bits(narrow<T>(fill));
   const uint32_t empty = PER_WORD == 1 ? outside : outside | outside << 16;
   uint4 raw = make_uint4(empty, empty, empty, empty);
   if (EVEN ? first < columns : first + N > 0 && max(first, 0) < columns) {
@@ -92,14 +109,7 @@ __device__ inline Pack<T> load(const T* row, int first, int columns, float fill)
   }
   Pack<T> pack;
   pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
-  if (!EVEN && (first < 0 || first + N > columns)) {
-    #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      uint32_t& word = pack.word[j / PER_WORD];
-      const int shift = 16 * (j % PER_WORD);
-      if (first + j < 0 || first + j >= columns) word = (word & ~(whole << shift)) | outside << shift;
-    }
-  }
+  if (!EVEN && (first < 0 || first + N > columns)) cut(pack, first, columns, fill);
   return pack;
 }
 
@@ -153,16 +163,31 @@ __device__ inline float exp2_approx(float v) {  // within 2 units in the last pl
   return y;
 }
 // exp in two instructions. __expf takes three more to keep results below 2^-126: here they stand beside exp(0) = 1.
-__device__ inline float fast_exp(float v) { return exp2_approx(v * 1.4426950408889634f); }
+constexpr float LOG2_E = 1.4426950408889634f;
+__device__ inline float fast_exp(float v) { return exp2_approx(v * LOG2_E); }
 
 // A maximum of -inf would make exp(-inf - -inf) a NaN; with 0 in its place exp gives the 0 that is meant.
 __device__ inline float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
-template <bool EVEN, typename T>
-__device__ inline void write(T* out, int first, int columns, const Pack<T>& pack, float base, float scale) {
+struct Exp {  // of what an element is above `base`
+  float base;
+  __device__ explicit Exp(float base) : base(base) {}
+  __device__ float operator()(float v) const { return fast_exp(v - base); }
+};
+// The same in one instruction less, for float16 alone: base's product with log2 e is rounded, which takes all exponentials
+// times the same factor, and the division by the sum takes it away. What a thread summed below a base of its own keeps its
+// factor: float16's steps are so wide beside it that less than 2^-14 of the sum is off. Other types know no such bound.
+struct ExpOfHalf {
+  float base;
+  __device__ explicit ExpOfHalf(float base) : base(base * LOG2_E) {}
+  __device__ float operator()(float v) const { return exp2_approx(fmaf(v, LOG2_E, -base)); }
+};
+
+template <bool EVEN, typename T, typename E>
+__device__ inline void write(T* out, int first, int columns, const Pack<T>& pack, E exp, float scale) {
   float v[Pack<T>::N];
   #pragma unroll
-  for (int j = 0; j < Pack<T>::N; ++j) v[j] = fast_exp(element(pack, j) - base) * scale;
+  for (int j = 0; j < Pack<T>::N; ++j) v[j] = exp(element(pack, j)) * scale;
   store<EVEN>(out, first, columns, v);
 }
 
@@ -199,11 +224,112 @@ __global__ void __launch_bounds__(1024) softmax_registers(const T* x, int64_t st
   #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
     repack(kept[i]);
-    write<EVEN>(y + row * columns, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, kept[i], max, scale);
+    write<EVEN>(y + row * columns, (i * int(blockDim.x) + int(threadIdx.x)) * Pack<T>::N - head, length, kept[i], Exp(max), scale);
   }
 }
 
-// ---- longer rows: maximum and sum of exponentials of pieces [from, to) in one reading, rescaled as the maximum grows
+// ---- longer rows: maximum and sum of exponentials in one reading, the sum rescaled as the maximum grows
+template <typename E, int COUNT, typename T> __device__ inline void add(const Pack<T> (&packs)[COUNT], float& max, float& sum) {
+  float higher = max;
+  #pragma unroll
+  for (int k = 0; k < COUNT; ++k)
+    #pragma unroll
+    for (int j = 0; j < Pack<T>::N; ++j) higher = fmaxf(higher, element(packs[k], j));
+  const float base = base_of(higher);
+  const E exp(base);
+  sum *= fast_exp(max - base);  // by 1 where the maximum stays
+  #pragma unroll
+  for (int k = 0; k < COUNT; ++k)
+    #pragma unroll
+    for (int j = 0; j < Pack<T>::N; ++j) sum += exp(element(packs[k], j));
+  max = higher;
+}
+
+// A row's maximum and sum from those of its threads
+__device__ inline float2 together(float max, float sum, float (*scratch)[32]) {
+  const float all = across_row(max, Max(), scratch[0]);
+  return {all, across_row(sum * fast_exp(max - base_of(all)), Sum(), scratch[1])};
+}
+
+template <typename T> __device__ inline int pieces(const T* in, int columns) {
+  return (columns + head_of(in) + Pack<T>::N - 1) / Pack<T>::N;
+}
+
+// ---- rows that fit shared memory, in GROUPS groups of `span` packs. A thread copies packs to places that it alone reads:
+// it waits for its own copies, for the block only where sums meet. No register is held for a pack on its way.
+__device__ inline void copy_async(void* to, const void* from, int bytes) {  // 16 bytes, those beyond `bytes` zero
+  const uint32_t shared = uint32_t(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+}
+__device__ inline void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING> __device__ inline void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+template <typename T>
+__global__ void __launch_bounds__(STREAM, 2) softmax_shared(const T* x, int64_t stride, T* y, int columns, int span) {
+  constexpr int N = Pack<T>::N;
+  using E = std::conditional_t<std::is_same_v<T, f16>, ExpOfHalf, Exp>;
+  extern __shared__ __align__(16) uint4 places[];  // of a row's packs
+  __shared__ float scratch[2][32];
+  const T* in = x + blockIdx.x * stride;
+  const int head = head_of(in), packs = pieces(in, columns);
+  in -= head;  // pack i is at in + i * N
+  T* out = y + int64_t(blockIdx.x) * columns - head;
+  for (int group = 0; group < GROUPS; ++group) {
+    const int end = min(packs, (group + 1) * span);
+    for (int i = group * span + int(threadIdx.x); i < end; i += STREAM) copy_async(places + i, in + int64_t(i) * N, 16);
+    copy_async_commit();
+  }
+
+  const int first = head > 0, whole = (columns + head) / N;  // packs [first, whole) are whole
+  auto kept = [&](int i) {
+    const uint4 raw = places[i];
+    return Pack<T>{raw.x, raw.y, raw.z, raw.w};
+  };
+  auto read = [&](int i) {
+    Pack<T> pack = kept(i);
+    if (i < first || i >= whole) cut(pack, i * N - head, columns, -INFINITY);
+    return pack;
+  };
+  float max = -INFINITY, sum = 0;
+  #pragma unroll 1
+  for (int group = 0; group < GROUPS; ++group) {
+    copy_async_wait<GROUPS - 1>();
+    const int end = min(packs, (group + 1) * span);
+    int i = group * span + int(threadIdx.x);
+    for (; i + STREAM < end; i += 2 * STREAM) {
+      const Pack<T> pair[2] = {read(i), read(i + STREAM)};
+      add<E>(pair, max, sum);
+    }
+    if (i < end) {
+      const Pack<T> last[1] = {read(i)};
+      add<E>(last, max, sum);
+    }
+    copy_async_commit();  // of nothing: GROUPS - 1 groups are younger than the next one, too
+  }
+  const float2 stats = together(max, sum, scratch);
+  const E exp(base_of(stats.x));
+  const float scale = __fdividef(1.0f, stats.y);
+
+  const int plain = aligned(out) ? whole : 0;  // packs [first, plain) are whole in y, too; others go an element at a time
+  #pragma unroll 2
+  for (int i = threadIdx.x; i < packs; i += STREAM) {
+    const Pack<T> pack = kept(i);
+    T* at = out + i * N;
+    if (i >= first && i < plain) {
+      write<true>(at, 0, N, pack, exp, scale);
+    } else {
+      #pragma unroll
+      for (int j = 0; j < N; ++j)
+        if (i * N + j >= head && i * N + j < columns + head) at[j] = narrow<T>(exp(element(pack, j)) * scale);
+    }
+  }
+}
+
+// ---- rows that do not: pieces [from, to)
 template <typename T>
 __device__ inline float2 stream(const T* in, int from, int to, int columns, float (*scratch)[32]) {
   const int head = head_of(in);
@@ -215,25 +341,9 @@ __device__ inline float2 stream(const T* in, int from, int to, int columns, floa
       const int piece = i + k * int(blockDim.x);
       packs[k] = load<false>(in, piece * Pack<T>::N - head, piece < to ? columns : 0, -INFINITY);
     }
-    float higher = max;
-    #pragma unroll
-    for (int k = 0; k < AHEAD; ++k)
-      #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) higher = fmaxf(higher, element(packs[k], j));
-    const float base = base_of(higher);
-    sum *= fast_exp(max - base);
-    #pragma unroll
-    for (int k = 0; k < AHEAD; ++k)
-      #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) sum += fast_exp(element(packs[k], j) - base);
-    max = higher;
+    add<Exp>(packs, max, sum);
   }
-  const float all = across_row(max, Max(), scratch[0]);
-  return {all, across_row(sum * fast_exp(max - base_of(all)), Sum(), scratch[1])};
-}
-
-template <typename T> __device__ inline int pieces(const T* in, int columns) {
-  return (columns + head_of(in) + Pack<T>::N - 1) / Pack<T>::N;
+  return together(max, sum, scratch);
 }
 
 template <typename T>
@@ -249,7 +359,7 @@ __device__ inline void write_row(const T* in, T* out, int from, int to, int colu
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const int piece = i + k * int(blockDim.x);
-      write<false>(out, piece * Pack<T>::N - head, piece < to ? columns : 0, packs[k], base, scale);
+      write<false>(out, piece * Pack<T>::N - head, piece < to ? columns : 0, packs[k], Exp(base), scale);
     }
   }
 }
@@ -294,6 +404,20 @@ int64_t parts(TensorView x) {
   return std::clamp<int64_t>((processors * WAVES + x.size(0) - 1) / x.size(0), 1, (all + STREAM - 1) / STREAM);
 }
 
+// Launches softmax_shared, if a row fits the shared memory that this GPU gives a block.
+template <typename T>
+bool in_shared(const T* in, int64_t stride, T* out, int64_t rows, int columns, int device, cudaStream_t stream) {
+  const int64_t packs = (int64_t(columns) + 2 * Pack<T>::N - 2) / Pack<T>::N;  // of a row that begins and ends within one
+  const int64_t bytes = packs * 16, scratch = sizeof(float[2][32]);
+  int most = 0;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (bytes + scratch > most) return false;
+  const int64_t each_thread = (packs + STREAM - 1) / STREAM, span = (each_thread + GROUPS - 1) / GROUPS * STREAM;
+  TVM_FFI_CHECK_CUDA_ERROR(cudaFuncSetAttribute(softmax_shared<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+  softmax_shared<T><<<unsigned(rows), STREAM, bytes, stream>>>(in, stride, out, columns, int(span));
+  return true;
+}
+
 template <typename T> void softmax(TensorView x, TensorView partial, TensorView y) {
   const auto stream = static_cast<cudaStream_t>(TVMFFIEnvGetStream(x.device().device_type, x.device().device_id));
   const T* in = static_cast<const T*>(x.data_ptr());
@@ -309,6 +433,7 @@ template <typename T> void softmax(TensorView x, TensorView partial, TensorView 
     if (even) softmax_registers<T, true><<<grid, block, 0, stream>>>(in, stride, out, rows, columns);
     else softmax_registers<T, false><<<grid, block, 0, stream>>>(in, stride, out, rows, columns);
   } else if (partial.numel() == 0) {
+    if (in_shared(in, stride, out, rows, columns, x.device().device_id, stream)) return;
     softmax_stream<T><<<unsigned(rows), STREAM, 0, stream>>>(in, stride, out, columns);
   } else {
     const dim3 grid(unsigned(partial.size(1)), unsigned(rows));
@@ -330,7 +455,7 @@ void launch(TensorView x, TensorView partial, TensorView y) {
 }
 """
 
-DEFINES = {"PACKS": PACKS, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "WAVES": WAVES}
+DEFINES = {"PACKS": PACKS, "BLOCK": BLOCK, "STREAM": STREAM, "AHEAD": AHEAD, "GROUPS": GROUPS, "WAVES": WAVES}
 
 module = tvm_ffi.cpp.load_inline(
     "softmax",

@@ -1,10 +1,12 @@
 // CUDA C++ on the CPU, one thread of a block at a time: what a test compiles a kernel against to check its arithmetic.
 //
 // A thread of CUDA is a fiber; it runs until it waits at a barrier, of the block or of its warp. Blocks run one after
-// another, so __shared__ is static; those of a cluster run together, and what each of them shares must be dynamic. Warp
-// functions, ldmatrix, mma.sync and cp.async follow the layouts of the PTX manual; copies arrive only when they are
-// waited for. Not covered: races, memory order, alignment faults, speed, the last bit of approximate functions, and
-// whatever else only a GPU can say.
+// another, so __shared__ is static, in every other launch from the last to the first: what one writes in another's place
+// shows. Those of a cluster run together, and what each of them shares must be dynamic. Warp functions, ldmatrix,
+// mma.sync and cp.async follow the layouts of the PTX manual; copies arrive only when they are waited for. More dynamic
+// shared memory than the device has, or than a kernel asked for, is an error. Not covered: static shared memory's share
+// of that, races, memory order, alignment faults but of __ldcs and __stcs, speed, the last bit of approximate functions,
+// and whatever else only a GPU can say.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -21,6 +23,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #undef __shared__
@@ -81,6 +84,8 @@ inline Barrier everyone;  // in the cluster
 inline Fiber* running;
 inline jmp_buf scheduler;
 inline unsigned progress;
+inline size_t allowed_bytes = 48 << 10;  // of shared memory, until a kernel asks for more
+inline cudaError_t error = cudaSuccess;
 
 inline Fiber& self() { return *running; }
 inline void* shared_of(Block& b) { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(b.shared.data()) + 1023) / 1024 * 1024); }
@@ -174,6 +179,10 @@ inline void launch(std::function<void()> kernel, dim3 grid, dim3 threads, size_t
     std::fprintf(stderr, "launch of %u x %u x %u blocks of %d threads\n", grid.x, grid.y, grid.z, count);
     std::abort();
   }
+  if (shared_bytes > allowed_bytes) {
+    error = cudaErrorInvalidValue;
+    return;
+  }
   cluster.resize(blocks.x * blocks.y * blocks.z);
   while (fibers.size() < cluster.size() * count) fibers.emplace_back(new Fiber);
   while (warps.size() < cluster.size() * ((count + 31) / 32)) warps.emplace_back(new Warp);
@@ -181,9 +190,13 @@ inline void launch(std::function<void()> kernel, dim3 grid, dim3 threads, size_t
   body = std::move(kernel);
   block_size = threads;
   grid_size = grid;
-  for (unsigned z = 0; z < grid.z; z += blocks.z)
-    for (unsigned y = 0; y < grid.y; y += blocks.y)
-      for (unsigned x = 0; x < grid.x; x += blocks.x) run_cluster({x, y, z}, blocks, count);
+  static bool backwards = true;
+  backwards = !backwards;
+  const unsigned across = grid.x / blocks.x, down = grid.y / blocks.y, all = across * down * (grid.z / blocks.z);
+  for (unsigned i = 0; i < all; ++i) {
+    const unsigned at = backwards ? all - 1 - i : i;
+    run_cluster({at % across * blocks.x, at / across % down * blocks.y, at / across / down * blocks.z}, blocks, count);
+  }
 }
 
 template <typename T> T from_lane(T v, int lane) {
@@ -194,6 +207,11 @@ template <typename T> T from_lane(T v, int lane) {
   std::memcpy(&v, warp.slot[lane & 31], sizeof(T));
   wait(warp.barrier);
   return v;
+}
+
+template <typename T> T* at_boundary(T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T)) error = cudaErrorMisalignedAddress;
+  return p;
 }
 
 inline float half_of(uint32_t word, int j, __half) { return __half2float(__ushort_as_half(uint16_t(word >> 16 * j))); }
@@ -216,9 +234,9 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline uint32_t __float_as_uint(float v) { uint32_t u; std::memcpy(&u, &v, 4); return u; }
 inline float __uint_as_float(uint32_t u) { float v; std::memcpy(&v, &u, 4); return v; }
-template <typename T> T __ldcs(const T* p) { return *p; }
+template <typename T> T __ldcs(const T* p) { return *emulated::at_boundary(p); }
 template <typename T> T __ldg(const T* p) { return *p; }
-template <typename T> void __stcs(T* p, T v) { *p = v; }
+template <typename T> void __stcs(T* p, T v) { *emulated::at_boundary(p) = v; }
 
 // ---- what starters write in PTX: their functions of these names are replaced by these
 inline float exp2_approx(float v) {  // ex2.approx.ftz.f32: results below 2^-126 are 0
@@ -293,14 +311,21 @@ template <typename T> void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b
   emulated::wait(warp.barrier);
 }
 
-// ---- the runtime: a device of three multiprocessors that never fails
+// ---- the runtime: a device of three multiprocessors, with EMULATED_SHARED_BYTES for a block, on which nothing else fails
 #define RUNTIME extern "C" __attribute__((visibility("hidden")))
 RUNTIME cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 RUNTIME cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-RUNTIME cudaError_t cudaGetLastError() { return cudaSuccess; }
+RUNTIME cudaError_t cudaGetLastError() { return std::exchange(emulated::error, cudaSuccess); }
 RUNTIME const char* cudaGetErrorName(cudaError_t) { return "an error"; }
 RUNTIME const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 RUNTIME cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  return *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : 0, cudaSuccess;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? 3
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? EMULATED_SHARED_BYTES
+                                                                  : 0;
+  return cudaSuccess;
 }
-template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) { return cudaSuccess; }
+template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value > EMULATED_SHARED_BYTES) return cudaErrorInvalidValue;
+  return emulated::allowed_bytes = size_t(max(value, 48 << 10)), cudaSuccess;
+}

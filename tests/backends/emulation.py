@@ -41,13 +41,16 @@ def as_cpp(cuda: str) -> str:
     return LAUNCH.sub(r"emulated::launch([=] { \1(\3); }, \2);", cpp)
 
 
-def built(source: str, include: Path) -> SimpleNamespace:
-    """The names of a kernel file that ran with its CUDA source built for the CPU. ``include``: the CUDA headers."""
+def built(source: str, include: Path, shared_bytes: int = 227 << 10) -> SimpleNamespace:
+    """The names of a kernel file that ran with its CUDA source built for the CPU. ``include``: the CUDA headers.
+    ``shared_bytes``: what the device gives a block at most.
+    """
 
     def load_inline(
         name: str, *, cuda_sources: str, functions: Sequence[str], extra_cuda_cflags: Sequence[str] = (), **_: Any
     ) -> Any:
         defines = [flag for flag in extra_cuda_cflags if flag.startswith("-D")]
+        defines.append(f"-DEMULATED_SHARED_BYTES={shared_bytes}")
         return original(
             f"{name}_on_cpu",
             cpp_sources=as_cpp(cuda_sources),

@@ -38,11 +38,11 @@ HOPPER = sorted(FOLDER.glob("sm90/*.py"))
 MOST_LINES = 550  # on Hopper three ways: wgmma for halves, FFMA for float32, a cluster for one row, and their launchers
 SLOW_PAIRS = 5_000  # pairs of query and key: more take the emulation longer than a default run has
 LONG: dict[str, Sequence[Dims]] = {  # rows that no registers hold, columns that several blocks share
-    "softmax": ({"R": 2, "C": 70001}, {"R": 9, "C": 66000}, {"R": 2, "C": 20000}),
+    "softmax": ({"R": 2, "C": 70001}, {"R": 7, "C": 66000}, {"R": 2, "C": 20000}, {"R": 7, "C": 20001}),
     "layernorm": ({"R": 2, "C": 40001},),
     "rmsnorm": ({"R": 2, "C": 40001},),
     "cross_entropy": ({"R": 1, "V": 50257},),
-    "reduce": ({"R": 2, "C": 70001}, {"R": 7001, "C": 70}, {"R": 300, "C": 3001}),
+    "reduce": ({"R": 2, "C": 70001}, {"R": 12, "C": 65536}, {"R": 7001, "C": 70}, {"R": 300, "C": 3001}),
     "matmul": ({"M": 130, "K": 70, "N": 900}, {"M": 1, "K": 1100, "N": 300}),
 }
 
