@@ -134,8 +134,9 @@ GUIDE = """
 - Structure: a row is owned by a warp (short), a block (up to some 32 thousand elements, kept in registers) or
   several blocks (longer, few rows). Maximum, exponentials and sum, product: three steps over registers, not over
   memory. Long rows: online, carry (m, s) and rescale s by exp(m_old − m_new); the second read of x for the output
-  is the price, unless the row waits in shared memory (on Hopper up to 116 thousand halves; by cp.async, a block a row). All dtypes: convert to fp32 on load, round once on store. The maximum is subtracted before any
-  scaling could overflow; 3e4 · log2(e) does not fit fp16.
+  is the price, unless the row waits in shared memory (on Hopper up to 116 thousand halves; by cp.async, a block a
+  row). All dtypes: convert to fp32 on load, round once on store. The maximum is subtracted before any scaling could
+  overflow; 3e4 · log2(e) does not fit fp16.
 - −inf: exp(−inf − m) is 0 while m is finite. A row of −inf only: m is −inf, the difference is NaN, and so is the
   oracle. +inf and NaN make their row NaN and leave its neighbours alone: a shared maximum over several rows would
   not. Tolerances are tight (fp32 1e-5, fp16 1e-3, bf16 2e-3, relative to the row's size): an exponential within 2

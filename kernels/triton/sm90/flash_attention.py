@@ -10,6 +10,7 @@ are powers of two: log2(e) is folded into the scale, and the scale into one fuse
 Blocks of keys and values are moved by the Tensor Memory Accelerator straight to where wgmma reads them. It sees each
 operand as a matrix whose rows are tokens: [B·H·S, D], or [B·S, H·D] where heads lie side by side, or a part of either.
 Operands that are neither, and heads whose size is no power of two, are copied to such rows first.
+An SM with few programs waits for keys: blocks are longer there, and fewer.
 Programs start in this order: groups of heads whose keys and values fit in the L2 cache together; within a group the
 longest blocks of queries of all its heads first, so that the last programs are short and no SM ends late.
 Compiling takes far longer than a little call runs: heads of up to 64 are padded to 64 there, and share compilations.
@@ -31,6 +32,9 @@ BQ = 64  # tune: 64, 128 | queries of a program, heads of up to 64
 BKV = 64  # tune: 64, 128 | keys of a block there
 WARPS = 4  # tune: 4, 8 | warps of a program there
 STAGES = 2  # tune: 2, 3, 4 | blocks of keys in shared memory at once there
+FEW = 8  # tune: 2, 4, 8, 16 | programs an SM up to which a long block of keys pays there
+FEW_BKV = 128  # tune: 64, 128 | keys of a block where programs are few
+FEW_STAGES = 3  # tune: 2, 3 | blocks of keys in shared memory at once where an SM has two programs at most
 WIDE_BQ = 128  # tune: 64, 128 | queries of a program, wider heads
 WIDE_BKV = 64  # tune: 32, 64, 128 | keys of a block there
 WIDE_WARPS = 8  # tune: 4, 8 | warps of a program there
@@ -171,14 +175,30 @@ def power_of_2(n):
     return 1 << (n - 1).bit_length()
 
 
+_sms = {}
+
+
+def multiprocessors(device):
+    if device.type != "cuda":  # the interpreter's device
+        return 1
+    if device not in _sms:
+        _sms[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    return _sms[device]
+
+
 @functools.lru_cache
-def tiling(queries, depth, dtype):
-    """(BQ, BKV, warps, stages, registers) for heads of this width; None: as many registers as the compiler likes."""
+def tiling(queries, keys, heads, depth, dtype, sms):
+    """(BQ, BKV, warps, stages, registers) for so many heads of all batches, this wide; None: as many registers as the
+    compiler likes.
+    """
     registers = None
+    programs = heads * cdiv(queries, BQ)
     if dtype == torch.float32:
         bq, bkv, warps, stages = FP32_BQ, FP32_BKV, FP32_WARPS, 1
     elif depth <= 64:
         bq, bkv, warps, stages = BQ, BKV, WARPS, STAGES
+        if keys >= 512 and programs <= FEW * sms:
+            bkv, stages = FEW_BKV, FEW_STAGES if programs <= 2 * sms else STAGES
     elif depth <= 128:
         bq, bkv, warps, stages, registers = WIDE_BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES, WIDE_REGISTERS
     else:
@@ -201,7 +221,7 @@ def kernel_fn(Q, K, V, causal=True, sm_scale=None):
     padded = batch * heads * queries * keys <= LITTLE and Q.is_contiguous()
     depth = max(64 if padded else 16, power_of_2(width))
     o = out if depth == width or not padded else torch.empty((*Q.shape[:3], depth), dtype=Q.dtype, device=Q.device)
-    bq, bkv, warps, stages, registers = tiling(queries, depth, Q.dtype)
+    bq, bkv, warps, stages, registers = tiling(queries, keys, batch * heads, depth, Q.dtype, multiprocessors(Q.device))
     # Blocks of equal length need no order: one head after the other reads the fewest keys and values at a time.
     group = heads // groups
     together = max(1, (TOGETHER << 20) // (2 * max(1, keys) * depth * Q.element_size())) * group if causal else 1

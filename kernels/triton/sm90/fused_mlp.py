@@ -46,7 +46,6 @@ ROW_STAGES = 4  # tune: 2, 3, 4 | steps that are in shared memory at once there
 FP32_BM = 64  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 32  # tune: 32, 64 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
-
 ODD = 1 << 23  # products of a block whose rows begin anywhere, up to which it is not worth compilations of its own
 
 
@@ -226,18 +225,18 @@ def multiprocessors(device):
 @functools.lru_cache
 def tiling(m, n, sms, large):
     """(BM, BN, BK, warps, stages, programs) for a product of [m, n]; ``large`` where that fills the GPU."""
-    tile = large if cdiv(m, large[0]) * cdiv(n, large[1]) >= sms else (64, 64, 64, 4, 4)
+    tile = large if cdiv(m, large[0]) * cdiv(n, large[1]) >= sms else (64, 128, 64, 4, 4)
     return *tile, min(cdiv(m, tile[0]) * cdiv(n, tile[1]), sms if tile is large else 2 * sms)
 
 
 def small_tiling(m, dtype):
     """(BM, BN, BK, warps, stages) of products through pointers."""
-    rows = max(16, 1 << (m - 1).bit_length())  # the least power of two that holds them
+    rows = max(16, 1 << (m - 1).bit_length())
     if dtype == torch.float32:
         return min(FP32_BM, rows), FP32_BN, FP32_BK, 4, 2
     if m <= 64:
         return rows, SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES
-    return 64, 64, 32, 4, 5
+    return 64, 64, 64, 4, 4
 
 
 def kernel_fn(x, w_gate, w_up, w_down):
@@ -249,7 +248,8 @@ def kernel_fn(x, w_gate, w_up, w_down):
     # Rows of the hidden layer begin at multiples of 16 bytes, whatever its width: both kernels may use the TMA.
     padding = 16 // x.element_size()
     h = torch.empty((m, cdiv(hidden, padding) * padding), dtype=x.dtype, device=x.device)[:, :hidden]
-    odd = m * width * hidden <= ODD and any(max(t.stride()) % 8 for t in (x, w_gate, w_up, w_down))
+    little = m * width * hidden <= ODD
+    odd = little and any(max(t.stride()) % 8 for t in (x, w_gate, w_up, w_down))
     if m == 1 and not odd and w_gate.stride(1) == w_up.stride(1) == w_down.stride(1) == 1:
         row_kernel[(cdiv(hidden, ROW_BN),)](
             x, w_gate, w_up, h, hidden, width, x.stride(1), w_gate.stride(0), w_up.stride(0),
@@ -261,7 +261,9 @@ def kernel_fn(x, w_gate, w_up, w_down):
         )  # fmt: skip
         return y
     sms = multiprocessors(x.device)
-    if odd or m <= 64 or x.dtype == torch.float32 or cdiv(m, GATE_BM) * cdiv(hidden, GATE_BN) < sms:
+    whole = little or width % 64 == hidden % 64 == 0  # else pointers take masks, and read element by element
+    few = whole and cdiv(m, GATE_BM) * cdiv(hidden, GATE_BN) < sms
+    if odd or m <= 64 or x.dtype == torch.float32 or few:
         kernel, tile = (odd_kernel, (32, 32, 32, 4, 1)) if odd else (small_kernel, small_tiling(m, x.dtype))
         bm, bn, bk, warps, stages = tile
         kernel[(cdiv(m, bm) * cdiv(hidden, bn),)](
@@ -275,7 +277,6 @@ def kernel_fn(x, w_gate, w_up, w_down):
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
         return y
-
     large = (GATE_BM, GATE_BN, GATE_BK, GATE_WARPS, GATE_STAGES)
     bm, bn, bk, warps, stages, programs = tiling(m, hidden, sms, large)
     x_desc, x_turned = described(x, bm, bk)
@@ -286,7 +287,6 @@ def kernel_fn(x, w_gate, w_up, w_down):
         BM=bm, BN=bn, BK=bk, GROUP=GROUP, X_TURNED=x_turned, GATE_TURNED=gate_turned, UP_TURNED=up_turned,
         FLATTEN=FLATTEN, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-
     large = (DOWN_BM, DOWN_BN, DOWN_BK, DOWN_WARPS, DOWN_STAGES)
     bm, bn, bk, warps, stages, programs = tiling(m, width, sms, large)
     w_desc, w_turned = described(w_down, bn, bk)

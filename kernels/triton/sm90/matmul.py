@@ -9,9 +9,12 @@ one, so that the loads of the next tile run while the last one is stored. Tiles 
 tiles, so that those that are under way at the same time share operands in the L2 cache.
 The TMA asks for rows that begin at multiples of 16 bytes; other operands are copied to such rows first. And each
 matrix must be described to it, which takes the host longer than a small product takes the GPU: those, and float32,
-go through pointers. Products of few rows are bound by reading B: every SM must read, and much be in flight. A few rows
-take narrow tiles and deep steps; a single one and more than 32 gain from wider tiles, whose lines of B are whole cache
-lines, with the sum over K in PARTS that a second kernel adds up.
+go through pointers. How large a tile
+is: the larger, the less is read twice, but the SM that gets most tiles ends last. Of the smaller two an SM holds two
+programs or more, and one works while another starts or stores; programs of the largest walk.
+Products of few rows are bound by reading B: every SM must read, and much be in flight. A few rows take narrow tiles
+and deep steps; a single one and more than 32 gain from wider tiles, whose lines of B are whole cache lines, with the
+sum over K in parts that a second kernel adds up.
 Another GPU should revisit all constants: tiles and stages follow its shared memory, SKINNY_* its memory latency.
 """
 
@@ -33,15 +36,21 @@ STAGES = 4  # tune: 2, 3, 4, 5 | steps that are in shared memory at once
 GROUP = 8  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
 HALVES = True  # tune: True, False | store a tile in two halves: less shared memory for the result, more for stages
 FLATTEN = True  # tune: True, False | pipeline the loops over tiles and over K as one
-TMA_FROM = 16  # tune: 4, 16, 64 | billions (2^30) of products above which the TMA moves the tiles
-SMALL_BM = 128  # tune: 64, 128 | rows of a tile where large tiles would leave SMs idle
-SMALL_BN = 128  # tune: 64, 128 | columns of a tile there
+BUSY = 0.8  # tune: 0.7, 0.8, 0.9 | least share of the SMs' time that tiles of this size have to fill
+MIDDLE_BM = 128  # tune: 64, 128 | rows of a tile where they would not
+MIDDLE_BN = 128  # tune: 64, 128 | columns of a tile there
+MIDDLE_STAGES = 3  # tune: 2, 3, 4 | steps that are in shared memory at once there: with 3, two programs share an SM
+LITTLE_BM = 64  # tune: 64, 128 | rows of a tile where there are at most two of these an SM
+LITTLE_BN = 128  # tune: 64, 128 | columns of a tile there
+LITTLE_STAGES = 4  # tune: 3, 4, 5 | steps that are in shared memory at once there
+TMA_FROM = 1  # tune: 1, 4, 16, 64 | billions (2^30) of products above which the TMA moves the tiles
 SKINNY_BN = 32  # tune: 16, 32, 64, 128 | columns of a tile where rows are few
 SKINNY_BK = 256  # tune: 64, 128, 256 | depth of a step there
 SKINNY_STAGES = 4  # tune: 3, 4, 5, 6 | steps that are in shared memory at once there
 ROW_BN = 128  # tune: 64, 128 | columns of a tile of one row
 ROW_PARTS = 4  # tune: 1, 2, 4, 8 | parts of its sum over K
 SOME_PARTS = 2  # tune: 1, 2, 4 | parts of the sum over K for 33 to 64 rows
+MORE_PARTS = 4  # tune: 1, 2, 4 | for 65 to 128 rows and a long sum, at most
 FP32_BM = 128  # tune: 32, 64, 128 | rows of a tile in float32, which has no tensor cores
 FP32_BN = 64  # tune: 32, 64, 128 | columns of a tile in float32
 FP32_BK = 16  # tune: 8, 16, 32 | depth of a step in float32
@@ -60,30 +69,45 @@ def corner_of(tile, m, n, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
+def matmul_tile(
+    tile, a_desc, b_desc, c_desc, m, n, k,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, A_TURNED: tl.constexpr,
+    B_TURNED: tl.constexpr, C_TMA: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    row, column = corner_of(tile, m, n, BM, BN, GROUP)
+    sums = tl.zeros([BM, BN], tl.float32)
+    for step in range(tl.cdiv(k, BK)):
+        # Beyond the edges the TMA gives zeros: no masks. wgmma reads either operand in either order.
+        a = a_desc.load([step * BK, row]).T if A_TURNED else a_desc.load([row, step * BK])
+        b = b_desc.load([column, step * BK]).T if B_TURNED else b_desc.load([step * BK, column])
+        sums = tl.dot(a, b, sums)
+    if not C_TMA:
+        rows, columns = row + tl.arange(0, BM)[:, None], column + tl.arange(0, BN)[None, :]
+        inside = (rows < m) & (columns < n)
+        tl.store(c_desc + rows.to(tl.int64) * n + columns, sums.to(c_desc.dtype.element_ty), mask=inside)
+    elif HALVES:
+        left, right = tl.split(tl.permute(tl.reshape(sums, (BM, 2, BN // 2)), (0, 2, 1)))
+        c_desc.store([row, column], left.to(c_desc.dtype))
+        c_desc.store([row, column + BN // 2], right.to(c_desc.dtype))
+    else:
+        c_desc.store([row, column], sums.to(c_desc.dtype))
+
+
+@triton.jit
 def matmul_kernel(
     a_desc, b_desc, c_desc, m, n, k,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, A_TURNED: tl.constexpr,
-    B_TURNED: tl.constexpr, C_TMA: tl.constexpr, HALVES: tl.constexpr, FLATTEN: tl.constexpr,
+    B_TURNED: tl.constexpr, WALKS: tl.constexpr, HALVES: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
-        row, column = corner_of(tile, m, n, BM, BN, GROUP)
-        sums = tl.zeros([BM, BN], tl.float32)
-        for step in range(tl.cdiv(k, BK)):
-            # Beyond the edges the TMA gives zeros: no masks. wgmma reads either operand in either order.
-            a = a_desc.load([step * BK, row]).T if A_TURNED else a_desc.load([row, step * BK])
-            b = b_desc.load([column, step * BK]).T if B_TURNED else b_desc.load([step * BK, column])
-            sums = tl.dot(a, b, sums)
-        if not C_TMA:
-            rows, columns = row + tl.arange(0, BM)[:, None], column + tl.arange(0, BN)[None, :]
-            inside = (rows < m) & (columns < n)
-            tl.store(c_desc + rows.to(tl.int64) * n + columns, sums.to(c_desc.dtype.element_ty), mask=inside)
-        elif HALVES:
-            left, right = tl.split(tl.permute(tl.reshape(sums, (BM, 2, BN // 2)), (0, 2, 1)))
-            c_desc.store([row, column], left.to(c_desc.dtype))
-            c_desc.store([row, column + BN // 2], right.to(c_desc.dtype))
-        else:
-            c_desc.store([row, column], sums.to(c_desc.dtype))
+    """One tile a program, stored through pointers; or programs that walk over tiles, stored by the TMA."""
+    if WALKS:
+        tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+            matmul_tile(tile, a_desc, b_desc, c_desc, m, n, k, BM, BN, BK, GROUP, A_TURNED, B_TURNED, True, HALVES)
+    else:
+        matmul_tile(
+            tl.program_id(0), a_desc, b_desc, c_desc, m, n, k, BM, BN, BK, GROUP, A_TURNED, B_TURNED, False, False
+        )
 
 
 @triton.jit
@@ -179,10 +203,6 @@ def tiling(m, n, k, dtype, sms):
     """(BM, BN, BK, warps, stages, parts of the sum over K, whether the TMA moves the tiles) for this product. Kept: small
     ones wait for the host.
     """
-
-    def fill(rows, columns):  # tiles of this size occupy most SMs
-        return cdiv(m, rows) * cdiv(n, columns) >= sms * 3 // 4
-
     if dtype == torch.float32:
         return min(FP32_BM, max(16, power_of_2(m))), FP32_BN, FP32_BK, FP32_WARPS, 2, 1, False
     if m == 1:
@@ -191,12 +211,17 @@ def tiling(m, n, k, dtype, sms):
         return max(16, power_of_2(m)), SKINNY_BN, SKINNY_BK, 4, SKINNY_STAGES, 1, False
     if m <= 64:
         return 64, 64, 128, 4, 4, SOME_PARTS, False
-    tma = m * n * k > TMA_FROM << 30
-    if fill(BM, BN):
-        return BM, BN, BK, WARPS, STAGES if tma else 3, 1, tma
-    if fill(SMALL_BM, SMALL_BN):
-        return SMALL_BM, SMALL_BN, 64, 4, 4, 1, tma
-    return 64, 64, 32, 4, 5, 1, False
+    if m <= 128 and k >= 2048 and k % 64 == 0:
+        return 128, 128, 64, 4, 4, max(1, min(MORE_PARTS, sms // cdiv(n, 128))), False
+    tiles, little = cdiv(m, BM) * cdiv(n, BN), cdiv(m, LITTLE_BM) * cdiv(n, LITTLE_BN)
+    # Where the last step is not whole, pointers have masks and read element by element.
+    if m * n * k <= ((TMA_FROM << 30) if k % 64 == 0 else ODD):
+        return (LITTLE_BM, LITTLE_BN, 64, 4, 4, 1, False) if little >= sms * 2 // 3 else (64, 64, 64, 4, 4, 1, False)
+    if little <= 2 * sms:
+        return LITTLE_BM, LITTLE_BN, 64, 4, LITTLE_STAGES, 1, True
+    if tiles >= BUSY * sms * cdiv(tiles, sms) and n % 8 == 0:  # other rows of C are not the TMA's to store
+        return BM, BN, BK, WARPS, STAGES, 1, True
+    return MIDDLE_BM, MIDDLE_BN, 64, 4, MIDDLE_STAGES, 1, True
 
 
 def kernel_fn(A, B):
@@ -225,15 +250,14 @@ def kernel_fn(A, B):
         return c
     a, a_turned = aligned(A)
     b, b_turned = aligned(B)
-    # A program of one tile has no next one to load while it stores: it needs neither.
-    several = tiles > sms
-    c_tma = several and n * c.element_size() % 16 == 0
+    # Large tiles are walked over: the next one's loads run while the last one is stored. Of others an SM holds several.
+    walks = tiles > sms and bm * bn > 1 << 14 and n * c.element_size() % 16 == 0
     halves = HALVES and bn >= 64
-    matmul_kernel[(min(tiles, sms),)](
+    matmul_kernel[(sms if walks else tiles,)](
         TensorDescriptor(a, a.shape, a.stride(), [bk, bm] if a_turned else [bm, bk]),
         TensorDescriptor(b, b.shape, b.stride(), [bn, bk] if b_turned else [bk, bn]),
-        TensorDescriptor(c, c.shape, c.stride(), [bm, bn // 2 if halves else bn]) if c_tma else c,
-        m, n, k, BM=bm, BN=bn, BK=bk, GROUP=GROUP, A_TURNED=a_turned, B_TURNED=b_turned, C_TMA=c_tma, HALVES=halves,
-        FLATTEN=FLATTEN and several, num_warps=warps, num_stages=stages,
+        TensorDescriptor(c, c.shape, c.stride(), [bm, bn // 2 if halves else bn]) if walks else c,
+        m, n, k, BM=bm, BN=bn, BK=bk, GROUP=GROUP, A_TURNED=a_turned, B_TURNED=b_turned, WALKS=walks, HALVES=halves,
+        FLATTEN=FLATTEN, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return c
