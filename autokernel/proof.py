@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel.run import history
+from autokernel.run import history, orchestrator
 from autokernel.run.history import Row
-from autokernel.types import AutokernelError
+from autokernel.types import AutokernelError, Target
 
 FILE = "verification.json"
 NAMES = {
@@ -145,9 +145,12 @@ def winners(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
     """
     if not has_model(folder):
         return {}
-    targets = _profile(folder)["targets"]
-    standing = ((target["name"], history.champion(rows, target["name"])) for target in targets)
-    return {name: row.commit for name, row in standing if row and (row.speedup_vs_eager or 0.0) > 1.0}
+    targets = [Target.from_json(data) for data in _profile(folder)["targets"]]
+    standing = ((target, history.champion(rows, target.name)) for target in targets)
+    return {
+        target.name: row.commit for target, row in standing
+        if row and orchestrator.model_gain(target, row.latency_us, row.speedup_vs_eager) > 1.0
+    }  # fmt: skip
 
 
 def _profile(folder: Path) -> Mapping[str, Any]:

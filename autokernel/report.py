@@ -44,6 +44,8 @@ class TargetReport:
     starter_vs_best: float | None
     floor_us: float | None
     source: str  # "headline", "headline: STATUS" (it failed there), "experiment N" or "not measured"
+    model_gain: float = 1.0  # over what the model runs today, never below 1: a kernel that is slower stays out of it
+    spelled_out_us: float | None = None  # of the model's own code where that is not PyTorch's operator
 
     JSON = (
         "name", "problem", "backend", "share", "experiments", "kept", "speedup_vs_eager", "speedup_vs_best",
@@ -151,7 +153,7 @@ def build(place: Path) -> Report:
         cost_usd=spent.cost_usd,
         tokens=spent.tokens_in + spent.tokens_out,
         failures=failures,
-        advice=_advice(rows, targets, left, failures, (kept_aa, total_aa), profile),
+        advice=_advice(rows, targets, left, failures, (kept_aa, total_aa), profile, proven is not None),
         proof=proven,
         nothing=_nothing(profile) if barren else "",
     )
@@ -168,13 +170,8 @@ def _nothing(profile: Mapping[str, Any] | None) -> str:
 
 
 def projection(targets: Sequence[TargetReport]) -> float:
-    """The speedup of the whole forward pass over eager by Amdahl's law. A champion that is slower than eager would not
-    be put into the model: it counts as 1."""
-    left = 1.0
-    for target in targets:
-        gain = target.speedup_vs_eager
-        if target.share and gain and gain > 1.0:
-            left -= target.share * (1.0 - 1.0 / gain)
+    """The speedup of the whole forward pass over eager by Amdahl's law."""
+    left = 1.0 - sum((target.share or 0.0) * (1.0 - 1.0 / target.model_gain) for target in targets)
     return 1.0 / max(left, 1e-9)
 
 
@@ -213,6 +210,7 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
     else:
         numbers = {key: getattr(champion, key) if champion else None for key in MEASURED}
         source = f"experiment {champion.experiment}" if champion else "not measured"
+    judged = numbers["latency_us"], numbers["speedup_vs_eager"]
     return TargetReport(
         name=name,
         problem=target.kernel_type if target else mine[0].problem,
@@ -224,6 +222,8 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
         starter_vs_best=starter.speedup_vs_best if starter else None,
         floor_us=target.floor_us if target else None,
         source=source,
+        model_gain=orchestrator.model_gain(target, *judged) if target else max(1.0, numbers["speedup_vs_eager"] or 1.0),
+        spelled_out_us=orchestrator.spelled_out(target, *judged) if target else None,
         **numbers,
     )
 
@@ -252,6 +252,7 @@ def _advice(
     failures: Sequence[Failure],
     aa: tuple[int, int],
     profile: Mapping[str, Any] | None,
+    proven: bool,
 ) -> list[str]:
     """What to do next, the most rewarding first. ``left``: the fraction of today's forward pass that each target would
     give back at its roofline floor.
@@ -272,8 +273,15 @@ def _advice(
             f"Do not trust the champion of {', '.join(doubtful)}: it passed its experiment and failed the thorough "
             "judgement; headline.json says why."
         )
+    for target in targets:
+        if target.spelled_out_us and target.latency_us and target.speedup_vs_eager:
+            operator_us = target.latency_us * target.speedup_vs_eager
+            advice.append(
+                f"The model spells out {target.name}: its own code takes {target.spelled_out_us:.0f} us a forward, "
+                f"PyTorch's operator {operator_us:.0f} us."
+            )
     behind = [t.name for t in targets if t.speedup_vs_best is not None and t.speedup_vs_best < 1.0]
-    if behind:
+    if behind and not proven:  # whole forwards tell it better
         advice.append(f"Do not put into the model yet: {', '.join(behind)}; the best baseline is still faster.")
     failed = sum(f.count for f in failures)
     if failures and failed > len(rows) / 3:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from autokernel import charts, present, report
+from autokernel import charts, present, proof, report
 from autokernel.cli import main
 from autokernel.run import history
 from autokernel.run.history import Row
@@ -47,7 +47,9 @@ ROWS = (
     make_row(2, "revert", status="BUILD", stage="smoke"),
     make_row(3, "keep"),
     make_row(4, "aa", speedup=1.0, ci_low=0.99, ci_high=1.01),
-    make_row(5, "baseline", target="softmax", problem="softmax", speedup_vs_eager=0.5, speedup_vs_best=0.4),
+    make_row(
+        5, "baseline", target="softmax", problem="softmax", latency_us=800.0, speedup_vs_eager=0.5, speedup_vs_best=0.4
+    ),
 )
 
 
@@ -103,6 +105,18 @@ def test_json_has_exactly_the_promised_keys(run: Path) -> None:
 def test_projection_is_amdahls_law_and_ignores_what_is_slower_than_eager(run: Path) -> None:
     # rmsnorm: half of the time, 4 times faster; softmax: slower than eager, so it is not put in; matmul: untried.
     assert report.build(run).projected_speedup == pytest.approx(1 / (1 - 0.5 * 0.75))
+
+
+def test_what_a_model_spells_out_is_held_against_its_own_code(run: Path) -> None:
+    profile = json.loads((run / "profile.json").read_text())
+    profile["targets"][1]["eager_us"] = 2000.0  # softmax; PyTorch's operator takes 400, the kernel 800
+    (run / "profile.json").write_text(json.dumps(profile))
+    built = report.build(run)
+    assert built.projected_speedup == pytest.approx(1 / (1 - 0.5 * 0.75 - 0.3 * 0.6))
+    advice = "\n".join(built.advice)
+    assert "The model spells out softmax: its own code takes 2000 us a forward, PyTorch's operator 400 us" in advice
+    (run / "profile.json").write_text(json.dumps({**profile, "fingerprint": ""}))
+    assert proof.winners(run, history.read(run)) == {"rmsnorm": ROWS[2].commit, "softmax": ROWS[4].commit}
 
 
 def test_a_headline_counts_only_for_the_commit_that_stands(run: Path) -> None:

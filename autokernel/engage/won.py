@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from autokernel.run import history
+from autokernel.run import history, orchestrator
 from autokernel.types import AutokernelError, DType, Target
 
 # Who runs what no kernel covers -> the mode of a verification that says what pays there.
@@ -17,8 +17,8 @@ MODES = {"eager": "ours", "inductor": "ours+compile", "graphs": "ours+graphs"}
 
 @dataclasses.dataclass(frozen=True)
 class Won:
-    """One kernel that beats eager. ``speedup`` is over eager, of its headline where there is one, else of its row;
-    ``gain`` is the fraction of a forward that it saves by Amdahl's law.
+    """One kernel that beats what the model runs: ``speedup`` times, by its headline where there is one, else by its
+    row; ``gain`` is the fraction of a forward that it saves by Amdahl's law.
     """
 
     target: Target
@@ -68,10 +68,11 @@ def read(
         if row is None:
             continue
         headline = headlines.get(target.name, {})
-        speedup = row.speedup_vs_eager
+        latency_us, speedup = row.latency_us, row.speedup_vs_eager
         if headline.get("commit") == row.commit and headline.get("speedup_vs_eager"):
-            speedup = headline["speedup_vs_eager"]
-        if speedup is None or speedup <= 1.0:
+            latency_us, speedup = headline["latency_us"], headline["speedup_vs_eager"]
+        speedup = orchestrator.model_gain(target, latency_us, speedup)
+        if speedup <= 1.0:
             continue
         found.append(Won(target, _source(folder, target, row.experiment), row.commit, row.experiment, speedup))
     names = {won.target.name for won in found}

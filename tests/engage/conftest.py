@@ -26,9 +26,9 @@ def write_rows(folder: Path, *, speedup: float = 2.0) -> None:
         row = Row(
             experiment=number, time="2026-01-01T00:00:00Z", target=target["name"], problem=target["problem"],
             backend=target["backend"], proposer="starter", idea="baseline", status="PASS", stage="done",
-            decision="baseline", latency_us=10.0, incumbent_us=None, speedup=None, ci_low=None, ci_high=None,
-            speedup_vs_eager=speedup, speedup_vs_best=speedup, pct_peak=50.0, seconds=1.0, tokens_in=0, tokens_out=0,
-            cost_usd=0.0, commit=f"{number:040x}", parent=f"{0:040x}",
+            decision="baseline", latency_us=target["eager_us"] / speedup, incumbent_us=None, speedup=None, ci_low=None,
+            ci_high=None, speedup_vs_eager=speedup, speedup_vs_best=speedup, pct_peak=50.0, seconds=1.0, tokens_in=0,
+            tokens_out=0, cost_usd=0.0, commit=f"{number:040x}", parent=f"{0:040x}",
         )  # fmt: skip
         history.append(folder / history.FILE, row)
         place = folder / "experiments" / str(number)

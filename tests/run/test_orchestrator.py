@@ -37,6 +37,16 @@ def test_a_champion_slower_than_eager_counts_as_eager():
     assert expected_gain(BIG, past_floor) == 0.0
 
 
+def test_what_a_model_spells_out_counts_as_it_stands_in_the_model():
+    """PyTorch's operator takes 100 us and the kernel 125; but the model's own products around a softmax take 500."""
+    slower_than_the_operator = [row(1, "big", "baseline", vs_eager=0.8)]
+    own = dataclasses.replace(BIG, eager_us=500.0)
+    assert projected_speedup([own], slower_than_the_operator) == pytest.approx(1 / (1 - 0.6 * 0.75))
+    assert expected_gain(own, slower_than_the_operator) == pytest.approx(0.6 * (0.25 - 0.02))
+    about_the_same = dataclasses.replace(BIG, eager_us=140.0)  # a profile and a judge differ by as much
+    assert projected_speedup([about_the_same], slower_than_the_operator) == 1.0
+
+
 def test_five_reverts_in_a_row_and_not_four():
     rows = [row(1, "big", "baseline"), *(row(n, "big", "revert") for n in range(2, 6))]
     assert choose(TARGETS, rows).target is BIG
