@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel.run import history, orchestrator
+from autokernel import amdahl
+from autokernel.run import history
 from autokernel.run.history import Row
 from autokernel.types import AutokernelError, Target
 
@@ -149,7 +150,7 @@ def winners(folder: Path, rows: Sequence[Row]) -> dict[str, str]:
     standing = ((target, history.champion(rows, target.name)) for target in targets)
     return {
         target.name: row.commit for target, row in standing
-        if row and orchestrator.model_gain(target, row.latency_us, row.speedup_vs_eager) > 1.0
+        if row and amdahl.model_gain(target, row.latency_us, row.speedup_vs_eager) > 1.0
     }  # fmt: skip
 
 

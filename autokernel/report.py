@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autokernel import proof
+from autokernel import amdahl, proof
 from autokernel.proof import Proof
 from autokernel.run import history, orchestrator, unbooked
 from autokernel.run.history import Row
@@ -133,7 +133,7 @@ def build(place: Path) -> Report:
     targets = [_target(name, known.get(name), rows, headline) for name in names]
     kept_aa, total_aa = history.false_keeps(rows)
     failures = _failures(rows, folder)
-    projected = projection(targets) if known else None
+    projected = amdahl.projected((t.share or 0.0, t.model_gain) for t in targets) if known else None
     left = {name: orchestrator.expected_gain(target, rows) * (projected or 1.0) for name, target in known.items()}
     spent = unbooked.total(
         [*(Cost(r.tokens_in, r.tokens_out, r.cost_usd) for r in rows), *(e.cost for e in unbooked.read(folder))]
@@ -167,12 +167,6 @@ def _nothing(profile: Mapping[str, Any] | None) -> str:
     if best is None:
         return f"{told}; autokernel verify times what torch.compile alone gives"
     return f"{told}; {best['name']} alone is {best['speedup']:.2f}x [{best['low']:.2f}, {best['high']:.2f}] over eager"
-
-
-def projection(targets: Sequence[TargetReport]) -> float:
-    """The speedup of the whole forward pass over eager by Amdahl's law."""
-    left = 1.0 - sum((target.share or 0.0) * (1.0 - 1.0 / target.model_gain) for target in targets)
-    return 1.0 / max(left, 1e-9)
 
 
 def _json(path: Path) -> Mapping[str, Any] | None:
@@ -222,8 +216,8 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
         starter_vs_best=starter.speedup_vs_best if starter else None,
         floor_us=target.floor_us if target else None,
         source=source,
-        model_gain=orchestrator.model_gain(target, *judged) if target else max(1.0, numbers["speedup_vs_eager"] or 1.0),
-        spelled_out_us=orchestrator.spelled_out(target, *judged) if target else None,
+        model_gain=amdahl.model_gain(target, *judged) if target else max(1.0, numbers["speedup_vs_eager"] or 1.0),
+        spelled_out_us=amdahl.spelled_out(target, *judged) if target else None,
         **numbers,
     )
 

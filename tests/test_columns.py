@@ -19,6 +19,7 @@ PACKAGE = ROOT / "autokernel"
 # Layers from the ground up. A module may import its own layer and those below it that its column lists.
 GROUND = (
     "types",
+    "amdahl",
     "modelref",
     "extension",
     "registry",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autokernel import amdahl
 from autokernel.engage import won
 from autokernel.engage.verify import QUICK, RESTS, THOROUGH, Verifier
 from autokernel.regions import device_process, model
@@ -67,17 +68,16 @@ def prove(options: argparse.Namespace, on_step: Any) -> None:
         {}
         if options.train
         else {  # Amdahl's law over the shares of a forward: it says nothing of a backward
-            "all": _amdahl(found.won),
-            "applied": _amdahl(applied),
-            "walls": _amdahl(applied, found.attributed_us / found.forward_us),
+            "all": _projected(found.won),
+            "applied": _projected(applied),
+            "walls": _projected(applied, found.attributed_us / found.forward_us),
         }
     )
     _write(folder / "verification.json", {**record, "kernels": kernels, "projection": projection, **result.to_json()})
 
 
-def _amdahl(kernels: Sequence[won.Won], attributed: float = 1.0) -> float:
-    """The model's projected speedup over eager; ``attributed`` is the part of its wall time that kernels explain."""
-    return 1 / max(1e-9, 1 - min(attributed, 1.0) * sum(each.gain for each in kernels))
+def _projected(kernels: Sequence[won.Won], attributed: float = 1.0) -> float:
+    return amdahl.projected(((each.target.share, each.speedup) for each in kernels), attributed)
 
 
 def _write(path: Path, data: Any) -> None:

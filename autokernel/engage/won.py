@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from autokernel.run import history, orchestrator
+from autokernel import amdahl
+from autokernel.run import history
 from autokernel.types import AutokernelError, DType, Target
 
 # Who runs what no kernel covers -> the mode of a verification that says what pays there.
@@ -71,7 +72,7 @@ def read(
         latency_us, speedup = row.latency_us, row.speedup_vs_eager
         if headline.get("commit") == row.commit and headline.get("speedup_vs_eager"):
             latency_us, speedup = headline["latency_us"], headline["speedup_vs_eager"]
-        speedup = orchestrator.model_gain(target, latency_us, speedup)
+        speedup = amdahl.model_gain(target, latency_us, speedup)
         if speedup <= 1.0:
             continue
         found.append(Won(target, _source(folder, target, row.experiment), row.commit, row.experiment, speedup))

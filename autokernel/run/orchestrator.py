@@ -9,12 +9,12 @@ import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 
+from autokernel import amdahl
 from autokernel.run import history
 from autokernel.run.history import Row
 from autokernel.types import Target
 
 VISIT_S = 7200.0
-SPELLED_OUT = 1.5  # a model's own code that takes so many times what PyTorch's operator does is another program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,33 +161,11 @@ def expected_gain(target: Target, rows: Sequence[Row]) -> float:
     return target.share * max(0.0, 1.0 / _gain(target, rows) - floor)
 
 
-def model_gain(target: Target, latency_us: float | None, speedup_vs_eager: float | None) -> float:
-    """How many times faster the model's regions run with a kernel that takes so long, as it was judged; 1 where it does
-    not beat what they are today.
-
-    That is the problem's eager baseline, timed beside the kernel; but where a model spells out what PyTorch has an
-    operator for, as attention in products around a softmax, it is what its own code took in the profile.
-    """
-    gain = speedup_vs_eager or 1.0
-    own = spelled_out(target, latency_us, speedup_vs_eager)
-    return max(1.0, gain if own is None or latency_us is None else own / latency_us)
-
-
-def spelled_out(target: Target, latency_us: float | None, speedup_vs_eager: float | None) -> float | None:
-    """Microseconds a forward of this target's code in its model, where that is another program than PyTorch's own
-    operator, which takes ``latency_us`` times ``speedup_vs_eager``; None where it is not, or where that is not known.
-    """
-    if not latency_us or not speedup_vs_eager:
-        return None
-    return target.eager_us if target.eager_us > SPELLED_OUT * latency_us * speedup_vs_eager else None
-
-
 def projected_speedup(targets: Sequence[Target], rows: Sequence[Row]) -> float:
     """The whole model's speedup by Amdahl's law if every champion that beats eager is put into it."""
-    saved = sum(t.share * (1.0 - 1.0 / _gain(t, rows)) for t in targets)
-    return 1.0 / max(1e-9, 1.0 - saved)
+    return amdahl.projected((t.share, _gain(t, rows)) for t in targets)
 
 
 def _gain(target: Target, rows: Sequence[Row]) -> float:
     champion = history.champion(rows, target.name)
-    return model_gain(target, champion.latency_us, champion.speedup_vs_eager) if champion else 1.0
+    return amdahl.model_gain(target, champion.latency_us, champion.speedup_vs_eager) if champion else 1.0
