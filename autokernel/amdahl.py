@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from autokernel.types import Target
 
-SPELLED_OUT = 1.5  # a model's own code that takes so many times what PyTorch's operator does is another program
+SPELLED_OUT = 1.5  # a model's own code that takes so many times what its problem's baseline does is another program
 
 
 def model_gain(target: Target, latency_us: float | None, speedup_vs_eager: float | None) -> float:
@@ -16,14 +16,15 @@ def model_gain(target: Target, latency_us: float | None, speedup_vs_eager: float
     That is the problem's eager baseline, timed beside the kernel; but where a model spells out what PyTorch has an
     operator for, as attention in products around a softmax, it is what its own code took in the profile.
     """
-    gain = speedup_vs_eager or 1.0
     own = spelled_out(target, latency_us, speedup_vs_eager)
-    return max(1.0, gain if own is None or latency_us is None else own / latency_us)
+    if own is not None and latency_us is not None:
+        return max(1.0, own / latency_us)
+    return max(1.0, speedup_vs_eager or 1.0)
 
 
 def spelled_out(target: Target, latency_us: float | None, speedup_vs_eager: float | None) -> float | None:
-    """Microseconds a forward of this target's code in its model, where that is another program than PyTorch's own
-    operator, which takes ``latency_us`` times ``speedup_vs_eager``; None where it is not, or where that is not known.
+    """Microseconds a forward of this target's code in its model, where that is another program than the problem's
+    eager baseline, which takes ``latency_us`` times ``speedup_vs_eager``; None where it is not, or not known.
     """
     if not latency_us or not speedup_vs_eager:
         return None

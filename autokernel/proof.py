@@ -88,7 +88,7 @@ class Proof:
         found = self.speedup[mode][rival]
         over = f"{self.gain(mode, rival)} over {NAMES[rival]}, the best without kernels"
         eager = f"; {self.gain(mode, 'eager')} over eager" if rival != "eager" else ""
-        if found["low"] > 1:
+        if self.advised == mode:
             return f"measured end to end: {NAMES[mode]} is {over}{eager}"
         if found["high"] < 1:
             return f"not faster end to end: {NAMES[mode]} is {over}: stay with {NAMES[rival]}"

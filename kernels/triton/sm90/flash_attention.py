@@ -197,7 +197,7 @@ def tiling(queries, keys, heads, depth, dtype, sms):
         bq, bkv, warps, stages = FP32_BQ, FP32_BKV, FP32_WARPS, 1
     elif depth <= 64:
         bq, bkv, warps, stages = BQ, BKV, WARPS, STAGES
-        if keys >= 512 and programs <= FEW * sms:
+        if keys >= 512 and programs <= FEW * sms:  # fewer keys are soon read, and share compilations
             bkv, stages = FEW_BKV, FEW_STAGES if programs <= 2 * sms else STAGES
     elif depth <= 128:
         bq, bkv, warps, stages, registers = WIDE_BQ, WIDE_BKV, WIDE_WARPS, WIDE_STAGES, WIDE_REGISTERS

@@ -216,7 +216,8 @@ def tiling(m, n, k, dtype, sms):
     tiles, little = cdiv(m, BM) * cdiv(n, BN), cdiv(m, LITTLE_BM) * cdiv(n, LITTLE_BN)
     # Where the last step is not whole, pointers have masks and read element by element.
     if m * n * k <= ((TMA_FROM << 30) if k % 64 == 0 else ODD):
-        return (LITTLE_BM, LITTLE_BN, 64, 4, 4, 1, False) if little >= sms * 2 // 3 else (64, 64, 64, 4, 4, 1, False)
+        few = little < sms * 2 // 3
+        return (64, 64, 64, 4, 4, 1, False) if few else (LITTLE_BM, LITTLE_BN, 64, 4, LITTLE_STAGES, 1, False)
     if little <= 2 * sms:
         return LITTLE_BM, LITTLE_BN, 64, 4, LITTLE_STAGES, 1, True
     if tiles >= BUSY * sms * cdiv(tiles, sms) and n % 8 == 0:  # other rows of C are not the TMA's to store
@@ -251,7 +252,7 @@ def kernel_fn(A, B):
     a, a_turned = aligned(A)
     b, b_turned = aligned(B)
     # Large tiles are walked over: the next one's loads run while the last one is stored. Of others an SM holds several.
-    walks = tiles > sms and bm * bn > 1 << 14 and n * c.element_size() % 16 == 0
+    walks = tiles > sms and (bm, bn) == (BM, BN) and n % 8 == 0
     halves = HALVES and bn >= 64
     matmul_kernel[(sms if walks else tiles,)](
         TensorDescriptor(a, a.shape, a.stride(), [bk, bm] if a_turned else [bm, bk]),
