@@ -18,6 +18,7 @@ import torch
 from autokernel.evaluate.pool import Handle, RunnerFailed
 
 WAKE_S = 10.0
+HEARD_BY_SPARES = ("wake", "wake")  # when made, when taken; others hear it too, or their memory would lie elsewhere
 CONTEXT_BYTES = 512 << 20  # of device memory, about what a process takes that has opened a GPU and does nothing
 MEMORY_SHARE = 0.125  # of the device memory that is free: so much at most is held for what may not be needed
 

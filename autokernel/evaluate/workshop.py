@@ -12,7 +12,7 @@ import torch
 from autokernel import registry
 from autokernel.assets import cache_folder
 from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed, close_all
-from autokernel.evaluate.spares import Batch, affordable
+from autokernel.evaluate.spares import HEARD_BY_SPARES, Batch, affordable
 from autokernel.evaluate.stages import Failed, failure_status
 from autokernel.isolation import remove_tree
 from autokernel.types import Status, source_id
@@ -42,10 +42,21 @@ class Workshop:
 
     def start_all(self, sources: Sequence[str], backend: str) -> list[Handle]:
         """Runners that have loaded these sources, side by side. Raises Failed when one of them does not load."""
-        handles = [self._fresh(source, backend) for source in sources]
+        spares = [self._spare(source, backend) for source in sources]
+        handles = [
+            spare or self._spawn(self._folders[source_id(source)], backend)
+            for spare, source in zip(spares, sources, strict=True)
+        ]
+        greeted = [
+            (each, word) for each, spare in zip(handles, spares, strict=True) if not spare for word in HEARD_BY_SPARES
+        ]
         try:
+            for handle, greeting in greeted:
+                handle.post(greeting)
             for handle, source in zip(handles, sources, strict=True):
                 handle.post("load", {"source": source, "threads": self._nursery.threads})
+            for handle, greeting in greeted:
+                handle.wait(greeting, self._nursery.limits.build_s)
             for handle in handles:
                 handle.wait("load", self._nursery.limits.build_s)
         except RunnerFailed as failure:
@@ -53,8 +64,8 @@ class Workshop:
             raise Failed(failure_status(failure, Status.BUILD), failure.reason, failure.log_tail) from None
         return handles
 
-    def _fresh(self, source: str, backend: str) -> Handle:
-        """A runner that has loaded nothing, over the folder of this source: a spare one where there is one."""
+    def _spare(self, source: str, backend: str) -> Handle | None:
+        """A runner made ahead that this source may have; from here on the source has a folder."""
         identity, batch = source_id(source), self._batch
         if identity not in self._folders:
             if batch is not None and not batch.owner and batch.backend == backend:
@@ -62,8 +73,7 @@ class Workshop:
                 self._folders[identity] = batch.folder
             else:
                 self._folders[identity] = self._new_folder(backend)
-        spare = batch.take() if batch is not None and batch.owner == identity else None
-        return spare or self._spawn(self._folders[identity], backend)
+        return batch.take() if batch is not None and batch.owner == identity else None
 
     def _new_folder(self, backend: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="source-", dir=self._builds))
