@@ -21,7 +21,7 @@ test: $(STAMP)  ## all tests but most of the evil kernels and of the starters'; 
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 starters: $(STAMP)  ## every starter, in every dtype and for every architecture; make test has a spread of them
-	AUTOKERNEL_STARTERS=all $(VENV)/bin/python -m pytest -n $(WORKERS) tests/backends tests/regions/test_generate_cuda.py
+	AUTOKERNEL_STARTERS=all $(VENV)/bin/python -m pytest -n $(WORKERS) tests/backends tests/regions/test_generate.py tests/regions/test_generate_cuda.py
 
 evil: $(STAMP)  ## every kernel that cheats and every honest one that looks so, with a table of what stopped what
 	$(VENV)/bin/python -m pytest -q tests/evil --evil-all

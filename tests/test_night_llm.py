@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 def get_inputs():
-    return [torch.randn(2048, 1024)]
+    return [torch.randn(512, 1024)]
 
 
 def get_init_inputs():

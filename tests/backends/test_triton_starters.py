@@ -37,11 +37,8 @@ FOLDER = assets.root() / "kernels" / "triton"
 FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("sm*/*.py")])
 Compiled = Future[subprocess.CompletedProcess[str]]
 MOST_LINES = 300
-SLOW = {
-    "fused_mlp",
-    "sm90/fused_mlp",
-    "sm90/flash_attention",
-}  # in the interpreter, 8 s each
+# in the interpreter, 8 s each
+SLOW = {"fused_mlp", "sm90/fused_mlp", "flash_attention", "sm90/flash_attention", "cross_entropy"}
 MENDED = """
 import numpy as _np
 import triton.language as _tl
