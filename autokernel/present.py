@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autokernel.display import clock, outcome, span, times
 from autokernel.proof import NAMES, Proof, tables
 from autokernel.report import Report, TargetReport
+from autokernel.wording import clock, outcome, span, times
 
 HEADINGS = (
     "target", "backend", "share", "tried", "kept", "starter", "champion", "vs eager", "of peak", "time", "measured in",

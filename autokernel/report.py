@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autokernel import amdahl, proof
+from autokernel.advice import advise
 from autokernel.proof import Proof
 from autokernel.run import history, orchestrator, unbooked
 from autokernel.run.history import Row
 from autokernel.types import AutokernelError, Cost, Target
 
 MEASURED = ("speedup_vs_eager", "speedup_vs_best", "pct_peak", "latency_us")
-FALSE_KEEP_LIMIT = 0.02  # above this share of kept A/A candidates the run's keeps deserve doubt
-FALSE_KEEP_SAMPLES = 20  # fewer A/A comparisons than this say little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,7 @@ class TargetReport:
     floor_us: float | None
     source: str  # "headline", "headline: STATUS" (it failed there), "experiment N" or "not measured"
     model_gain: float = 1.0  # over what the model runs today, never below 1: a kernel that is slower stays out of it
+    expected_gain: float = 0.0  # the fraction of an eager forward that is left to win, at the roofline floor
     spelled_out_us: float | None = None  # of the model's own code where that is another program than the baseline
 
     JSON = (
@@ -83,13 +83,18 @@ class Report:
     cost_usd: float
     tokens: int
     failures: Sequence[Failure]
-    advice: Sequence[str]
+    graph_breaks: int = 0
     proof: Proof | None = None  # whole forwards, measured, where the kernels that stand are those that were verified
     nothing: str = ""  # where no kernel won and no whole forward was measured: that, and what is known without kernels
 
     @property
     def kept(self) -> int:
         return sum(row.decision == "keep" for row in self.rows)
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do next, the most rewarding first."""
+        return advise(self)
 
     @property
     def fixed(self) -> int:
@@ -132,9 +137,7 @@ def build(place: Path) -> Report:
     names = list(known) + [n for n in dict.fromkeys(row.target for row in rows) if n not in known]
     targets = [_target(name, known.get(name), rows, headline) for name in names]
     kept_aa, total_aa = history.false_keeps(rows)
-    failures = _failures(rows, folder)
     projected = amdahl.projected((t.share or 0.0, t.model_gain) for t in targets) if known else None
-    left = {name: orchestrator.expected_gain(target, rows) * (projected or 1.0) for name, target in known.items()}
     spent = unbooked.total(
         [*(Cost(r.tokens_in, r.tokens_out, r.cost_usd) for r in rows), *(e.cost for e in unbooked.read(folder))]
     )
@@ -152,8 +155,8 @@ def build(place: Path) -> Report:
         judged_s=sum(row.seconds for row in rows),
         cost_usd=spent.cost_usd,
         tokens=spent.tokens_in + spent.tokens_out,
-        failures=failures,
-        advice=_advice(rows, targets, left, failures, (kept_aa, total_aa), profile, proven is not None),
+        failures=_failures(rows, folder),
+        graph_breaks=profile.get("graph_breaks", 0) if profile else 0,
         proof=proven,
         nothing=_nothing(profile) if barren else "",
     )
@@ -217,6 +220,7 @@ def _target(name: str, target: Target | None, rows: Sequence[Row], headline: Map
         floor_us=target.floor_us if target else None,
         source=source,
         model_gain=amdahl.model_gain(target, *judged) if target else 1.0,
+        expected_gain=orchestrator.expected_gain(target, rows) if target else 0.0,
         spelled_out_us=amdahl.spelled_out(target, *judged) if target else None,
         **numbers,
     )
@@ -237,60 +241,3 @@ def _failures(rows: Sequence[Row], folder: Path) -> list[Failure]:
         verdict = _json(folder / "experiments" / str(last) / "verdict.json") or {}
         failures.append(Failure(status, count, last, str(verdict.get("reason", "")).strip()))
     return failures
-
-
-def _advice(
-    rows: Sequence[Row],
-    targets: Sequence[TargetReport],
-    left: Mapping[str, float],
-    failures: Sequence[Failure],
-    aa: tuple[int, int],
-    profile: Mapping[str, Any] | None,
-    proven: bool,
-) -> list[str]:
-    """What to do next, the most rewarding first. ``left``: the fraction of today's forward pass that each target would
-    give back at its roofline floor.
-    """
-    advice = []
-    best, gain = max(left.items(), key=lambda pair: pair[1], default=("", 0.0))
-    if gain > 0.005:
-        advice.append(
-            f"{best} has the most left to win: at its roofline floor the forward pass would take {gain:.0%} less "
-            "time than now; run the same command again to go on."
-        )
-    untouched = [t.name for t in targets if t.experiments == 0]
-    if untouched:
-        advice.append(f"Not tried yet: {', '.join(untouched)}; a longer --budget reaches them.")
-    doubtful = [t.name for t in targets if t.source.startswith("headline:")]
-    if doubtful:
-        advice.append(
-            f"Do not trust the champion of {', '.join(doubtful)}: it passed its experiment and failed the thorough "
-            "judgement; headline.json says why."
-        )
-    for target in targets:
-        if target.spelled_out_us and target.latency_us and target.speedup_vs_eager:
-            baseline_us = target.latency_us * target.speedup_vs_eager
-            advice.append(
-                f"The model spells out {target.name}: its own code takes {target.spelled_out_us:.0f} us a forward, "
-                f"{target.problem}'s PyTorch baseline {baseline_us:.0f} us; to call that is the cheapest gain."
-            )
-    behind = [t.name for t in targets if t.speedup_vs_best is not None and t.speedup_vs_best < 1.0]
-    if behind and not proven:  # whole forwards tell it better
-        advice.append(f"Do not put into the model yet: {', '.join(behind)}; the best baseline is still faster.")
-    failed = sum(f.count for f in failures)
-    if failures and failed > len(rows) / 3:
-        worst = failures[0]
-        advice.append(
-            f"{failed} of {len(rows)} candidates did not pass, {worst.count} of them with {worst.status}: "
-            f"read experiments/{worst.last_experiment}/log.txt."
-        )
-    kept, total = aa
-    if total >= FALSE_KEEP_SAMPLES and kept / total > FALSE_KEEP_LIMIT:
-        advice.append(
-            f"{kept} of {total} A/A candidates would have been kept: this machine is noisy; "
-            "close other programs or raise --min-gain, and measure the champions again."
-        )
-    graph_breaks = profile.get("graph_breaks", 0) if profile else 0
-    if graph_breaks:
-        advice.append(f"The model has {graph_breaks} graph break(s): code between them was not searched for regions.")
-    return advice

@@ -31,10 +31,10 @@ GROUND = (
     "__init__",
 )
 DAEMON = (
-    "cli", "__main__", "commands", "display", "report", "present", "charts", "proof", "doctor", "kernelfile", "run",
-    "proposers", "guide", "strategies", "agent", "evaluate.client", "evaluate.bench_command", "evaluate.bench_metric",
-    "evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml", "evaluate.toolrun",
-    "evaluate.nsight", "evaluate.sanitizer",
+    "cli", "__main__", "commands", "display", "wording", "report", "advice", "present", "charts", "proof", "doctor",
+    "kernelfile", "run", "proposers", "guide", "strategies", "agent", "evaluate.client", "evaluate.bench_command",
+    "evaluate.bench_metric", "evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml",
+    "evaluate.toolrun", "evaluate.nsight", "evaluate.sanitizer",
 )  # fmt: skip
 # Both columns speak of these; no torch.
 SHARED = ("evaluate.protocol", "evaluate.decision", "evaluate.defences", "evaluate.nvml")
@@ -42,8 +42,9 @@ USER = ("engage",)  # in the process of whoever owns the model: sees the device 
 READ_BY_USER = ("run.history", "proof")
 FORBIDDEN_IN_DAEMON = ("torch", "triton", "tvm_ffi")
 HEIGHT = {  # the daemon's own floors: an arrow never runs to a higher one
-    "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "display": 2, "doctor": 2, "charts": 2,
-    "proof": 2, "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1, "strategies": 1, "agent": 3,
+    "__main__": 6, "cli": 5, "commands": 4, "present": 3, "report": 2, "advice": 2, "display": 2, "wording": 2,
+    "doctor": 2, "charts": 2, "proof": 2, "kernelfile": 2, "run": 1, "proposers": 1, "guide": 1,
+    "strategies": 1, "agent": 3,
     "evaluate.client": 1, "evaluate.bench_command": 1, "evaluate.bench_metric": 0, "evaluate.decision": 0,
     "evaluate.protocol": 0, "evaluate.defences": 0, "evaluate.nvml": 0, "evaluate.toolrun": 1, "evaluate.nsight": 1,
     "evaluate.sanitizer": 1,

@@ -7,10 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from autokernel.display import Board, Live, Plain, clock, open_display, verdict_line
+from autokernel.display import Board, Live, Plain, open_display
 from autokernel.run import events
 from autokernel.run.history import Row
 from autokernel.types import Target
+from autokernel.wording import clock, verdict_line
 
 TARGETS = tuple(
     Target(name, name, "cpp", (), share=share, eager_us=100.0, floor_us=10.0)

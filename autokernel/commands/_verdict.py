@@ -183,7 +183,7 @@ def _add(table: Table, name: str, lines: list[RenderableType]) -> None:
 
 
 def _times(measured: Measurements) -> list[RenderableType]:
-    from autokernel.display import span
+    from autokernel.wording import span
 
     noise = f" ±{measured.noise_pct:.1f} %" if math.isfinite(measured.noise_pct) else ""
     lines: list[RenderableType] = [f"[bold]{span(measured.latency_us)}[/][dim]{noise}[/]"]
@@ -193,7 +193,7 @@ def _times(measured: Measurements) -> list[RenderableType]:
 
 
 def _roofline(measured: Measurements, floor: Floor) -> str:
-    from autokernel.display import span
+    from autokernel.wording import span
 
     if measured.pct_peak is None:
         return "[dim]unknown: this device's ceilings could not be measured[/]"
@@ -204,7 +204,7 @@ def _roofline(measured: Measurements, floor: Floor) -> str:
 
 def _baselines(measured: Measurements, environment: Mapping[str, Any]) -> Iterator[str]:
     """Fastest first: a headline is against the best of them."""
-    from autokernel.display import span
+    from autokernel.wording import span
 
     ordered = sorted(measured.baselines_us.items(), key=lambda pair: pair[1])
     longest = max([measured.latency_us, *measured.baselines_us.values()])

@@ -140,7 +140,7 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from autokernel.display import span
+    from autokernel.wording import span
 
     for line in lever_lines(found["levers"]):
         click.echo(line)
@@ -204,7 +204,7 @@ def show_profile(found: Mapping[str, Any], top: int) -> None:
 
 
 def _explain(found: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
-    from autokernel.display import span
+    from autokernel.wording import span
 
     settings = " ".join(f"{k}={v}" for k, v in found["settings"].items())
     breaks = found["graph_breaks"]

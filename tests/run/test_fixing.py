@@ -10,11 +10,12 @@ from scripted_night import ScriptedJudge, Watcher, latency_us, night, source
 from test_loop import Lines, idea
 
 from autokernel import present, report
-from autokernel.display import announcement, verdict_line
+from autokernel.display import announcement
 from autokernel.extension import NothingUsable, Proposal, ProposerFailed, ProposerUnavailable
 from autokernel.run import history
 from autokernel.run.events import ExperimentDone, ExperimentStarted, Mending
 from autokernel.types import Cost, Verdict
+from autokernel.wording import verdict_line
 
 CENT = Cost(6, 4, 0.01)
 
