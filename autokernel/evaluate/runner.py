@@ -76,7 +76,6 @@ class Runner:
         """Import the candidate's file (this builds it), or take one of a problem's baselines."""
         if self.function is not None:
             raise Refused("this runner has loaded a candidate before")
-        self.wake(message, fds)  # not all were asked to before
         torch.set_num_threads(message["threads"])
         if "baseline" in message:
             problem = registry.load("problems", message["problem"])

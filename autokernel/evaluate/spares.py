@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import torch
 from autokernel.evaluate.pool import Handle, RunnerFailed
 
 WAKE_S = 10.0
-HEARD_BY_SPARES = ("wake", "wake")  # when made, when taken; others hear it too, or their memory would lie elsewhere
 CONTEXT_BYTES = 512 << 20  # of device memory, about what a process takes that has opened a GPU and does nothing
 MEMORY_SHARE = 0.125  # of the device memory that is free: so much at most is held for what may not be needed
 
@@ -94,6 +93,22 @@ def answers(handle: Handle) -> bool:
         handle.close()
         return False
     return True
+
+
+def greet(fresh: Iterable[Handle]) -> None:
+    """Open the device of runners that were not made ahead, by what spare ones hear before they load: "wake" when they
+    are made, and when they are taken. Messages leave traces in the heap: with others, memory would lie elsewhere.
+    """
+    for handle in fresh:
+        for _ in range(2):
+            handle.post("wake")
+
+
+def await_greeted(fresh: Iterable[Handle], deadline_s: float) -> None:
+    """Their answers, each within the deadline: many may be opening the device. Raises RunnerFailed."""
+    for handle in fresh:
+        for _ in range(2):
+            handle.wait("wake", deadline_s)
 
 
 def affordable(wanted: int, device: torch.device) -> int:

@@ -12,7 +12,7 @@ import torch
 from autokernel import registry
 from autokernel.assets import cache_folder
 from autokernel.evaluate.pool import Handle, Nursery, RunnerFailed, close_all
-from autokernel.evaluate.spares import HEARD_BY_SPARES, Batch, affordable
+from autokernel.evaluate.spares import Batch, affordable, await_greeted, greet
 from autokernel.evaluate.stages import Failed, failure_status
 from autokernel.isolation import remove_tree
 from autokernel.types import Status, source_id
@@ -47,16 +47,12 @@ class Workshop:
             spare or self._spawn(self._folders[source_id(source)], backend)
             for spare, source in zip(spares, sources, strict=True)
         ]
-        greeted = [
-            (each, word) for each, spare in zip(handles, spares, strict=True) if not spare for word in HEARD_BY_SPARES
-        ]
+        fresh = [handle for handle, spare in zip(handles, spares, strict=True) if spare is None]
         try:
-            for handle, greeting in greeted:
-                handle.post(greeting)
+            greet(fresh)
             for handle, source in zip(handles, sources, strict=True):
                 handle.post("load", {"source": source, "threads": self._nursery.threads})
-            for handle, greeting in greeted:
-                handle.wait(greeting, self._nursery.limits.build_s)
+            await_greeted(fresh, self._nursery.limits.build_s)
             for handle in handles:
                 handle.wait("load", self._nursery.limits.build_s)
         except RunnerFailed as failure:
@@ -132,6 +128,8 @@ class Workshop:
         environment = {**registry.load("backends", "torch").environment(str(cache)), "TMPDIR": str(temporary)}
         handle = self._nursery.spawn(cache, environment, confine=False)
         try:
+            greet([handle])
+            await_greeted([handle], self._nursery.limits.build_s)
             handle.ask("load", {"baseline": name, "problem": problem, "threads": self._nursery.threads})
         except RunnerFailed:
             handle.close()
