@@ -51,7 +51,10 @@ def headline(report: Report) -> str:
         told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
         return f"{report.run}: {counts}; the whole forward pass {told}"
     mode = "ours" if "ours" in proof.applied else proof.fastest
-    gain = f"{proof.speedup[mode]['eager']['mean']:.2f}x as fast as eager"
+    over = proof.speedup[mode]["eager"]
+    gain = f"{over['mean']:.2f}x as fast as eager"
+    if over["low"] <= 1:
+        gain = f"not shown to be faster than eager, {proof.gain(mode, 'eager')}"
     beside = "" if mode == "ours" else f"{NAMES[mode]}, "
     if proof.train:
         told = f"a training step {gain} ({beside}measured)"

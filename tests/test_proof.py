@@ -88,6 +88,9 @@ def test_no_gain_over_eager_is_told_without_what_beats_it(run: Path) -> None:
 
 def test_within_the_interval_nothing_is_claimed(run: Path) -> None:
     assert write(run, verification(1.5, 1.5)).headline().startswith("no difference shown end to end")
+    write(run, verification(1.01, 0.9))
+    told = present.headline(report.build(run))
+    assert "forward pass not shown to be faster than eager, 1.01x [0.99, 1.03]" in told and "as fast as" not in told
 
 
 def test_wrong_outputs_come_first(run: Path) -> None:
