@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import random
@@ -76,6 +77,17 @@ def middle(problem: Problem) -> Dims:
     return problem.shapes["cpu"][len(problem.shapes["cpu"]) // 2]
 
 
+@contextlib.contextmanager
+def nothing_left_over() -> Iterator[None]:
+    """New tensors hold NaN: what a kernel leaves out must not be right because an earlier call's output lay there."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def check(
     problem: Problem,
     kernel: Callable[..., torch.Tensor],
@@ -90,7 +102,8 @@ def check(
     used = {**problem.scalars, **scalars}
     before = tuple(t.clone() for t in tensors)
     want = expected(problem, tensors, used, 0, "cpu")
-    out = kernel(*tensors, **used)
+    with nothing_left_over():
+        out = kernel(*tensors, **used)
     assert out.dtype == TORCH_DTYPES[dtype] and out.shape == want.oracle.shape, case
     _, wrong = mismatch(out, want, problem.tolerances[dtype], statistical=statistical)
     assert wrong is None, (case, dtype, wrong)
