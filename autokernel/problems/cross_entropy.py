@@ -70,6 +70,22 @@ def _masked(dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch
     return logits, targets
 
 
+def _banned(dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """The least finite number, by which many models mask: in the first two thirds of a row, in every third row in all
+    columns, and in another third in all but the target's. Scaled by more than 1 it overflows.
+    """
+    logits, targets = make_inputs(dims, dtype, generator)
+    least = torch.finfo(logits.dtype).min
+    rows = torch.arange(dims["R"])
+    chosen = logits[rows, targets]
+    logits[:, : 2 * dims["V"] // 3] = least
+    logits[rows % 3 == 1] = least
+    logits[rows % 3 == 2] = least
+    kept = rows % 3 != 1
+    logits[rows[kept], targets[kept]] = chosen[kept]
+    return logits, targets
+
+
 def _huge(dims: Dims, dtype: DType, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Logits in the thousands, of either sign: exp overflows unless the maximum is subtracted first."""
     logits, targets = make_inputs(dims, dtype, generator)
@@ -207,6 +223,7 @@ PROBLEM = Problem(
         AdversarialInput("confident_right", {"R": 8, "V": 1000}, _confident_right),
         AdversarialInput("confident_wrong", {"R": 8, "V": 1000}, _confident_wrong),
         AdversarialInput("masked", {"R": 9, "V": 513}, _masked),
+        AdversarialInput("banned", {"R": 9, "V": 9001}, _banned),
         AdversarialInput("huge", {"R": 8, "V": 700}, _huge),
         AdversarialInput("equal", {"R": 4, "V": 1024}, _equal),
         AdversarialInput("ignored", {"R": 20, "V": 300}, _ignored),

@@ -2,10 +2,12 @@
 
 logits [R, V], targets [R] int64 -> a scalar []; logits in float32, float16 or bfloat16, all sums in float32.
 Bytes: the logits are read once, R·V · itemsize; all else is R · 16. Flops: 4·R·V, an exponential among them: one byte in flight for two
-of them, so the arithmetic has to stay as short as this. Nothing of a row is kept: maximum and sum of exponentials grow together, and
-the sum is rescaled once for AHEAD packs when the maximum has grown.
+of them, so what an element costs decides, too: ten instructions are too many, seven are not. Its exponential is two and a subtraction;
+halves are compared two at once; and only the ends of a row, and the step that meets the target, look where they are.
+Nothing of a row is kept: maximum and sum of exponentials grow together, and the sum is rescaled once for AHEAD packs.
 The target's own logit is left out of the sum and comes in at the end: where it leads, the loss is log1p(sum of the others), with
-all its digits however small. A second kernel, of one block, joins the parts of each row and takes the mean in a fixed order.
+all its digits however small. A second kernel, of one block, joins the parts of each row and takes the mean in a fixed order; it is
+launched early, where the device can, and waits for the first.
 A target of V or more makes the result NaN: nothing is read beyond a row, and no one waits for the device to ask.
 Other GPUs: revisit THREADS, AHEAD and WAVES (bytes on their way, blocks a multiprocessor holds).
 """
@@ -16,7 +18,7 @@ import tvm_ffi.cpp
 KERNEL_TYPE = "cross_entropy"
 BACKEND = "cuda"
 
-THREADS = 128  # tune: 128, 256, 512, 1024 | threads a block
+THREADS = 256  # tune: 128, 256, 512, 1024 | threads a block
 AHEAD = 2  # tune: 1, 2, 4, 8 | 16-byte pieces in flight a thread
 WAVES = 4  # tune: 1, 2, 4, 8, 16 | blocks a multiprocessor under which rows are split
 
@@ -61,29 +63,36 @@ template <typename T> __device__ inline int head_of(const T* row) {
   return int(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T));
 }
 
-// Pack at column `first` of a row; elements outside the row are `fill`. A pack that the row fills in part is read whole
-// all the same: 16 aligned bytes lie in one allocation, whose size is a multiple of that. REUSED: read again, so the
-// caches should keep it.
-template <bool REUSED = false, typename T>
-__device__ inline Pack<T> load(const T* row, int first, int columns, float fill) {
+// Pack at column `first` of a row, -inf in place of column `without` and of what lies outside the row. A pack that the
+// row fills in part is read whole all the same: 16 aligned bytes lie in one allocation, whose size is a multiple of that.
+template <typename T> __device__ inline Pack<T> load(const T* row, int first, int columns, int without) {
   constexpr int N = Pack<T>::N, PER_WORD = Pack<T>::PER_WORD;
-  Pack<T> pack;
+  const uint32_t nothing = bits(narrow<T>(-INFINITY)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
   uint4 raw = make_uint4(0, 0, 0, 0);
-  if (first + N > 0 && max(first, 0) < columns) {
-    const uint4* p = reinterpret_cast<const uint4*>(row + first);
-    raw = REUSED ? *p : __ldcs(p);
-  }
-  pack.word[0] = raw.x, pack.word[1] = raw.y, pack.word[2] = raw.z, pack.word[3] = raw.w;
-  if (first < 0 || first + N > columns) {
-    const uint32_t outside = bits(narrow<T>(fill)), whole = PER_WORD == 1 ? ~0u : 0xffffu;
-    #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      uint32_t& word = pack.word[j / PER_WORD];
-      const int shift = 16 * (j % PER_WORD);
-      if (first + j < 0 || first + j >= columns) word = (word & ~(whole << shift)) | outside << shift;
-    }
+  if (first + N > 0 && max(first, 0) < columns) raw = __ldcs(reinterpret_cast<const uint4*>(row + first));
+  Pack<T> pack{{raw.x, raw.y, raw.z, raw.w}};
+  #pragma unroll
+  for (int j = 0; j < N; ++j) {
+    uint32_t& word = pack.word[j / PER_WORD];
+    const int column = first + j, shift = 16 * (j % PER_WORD);
+    if (column < 0 || column >= columns || column == without) word = (word & ~(whole << shift)) | nothing << shift;
   }
   return pack;
+}
+
+// The largest element of a pack: halves two at once.
+__device__ inline float top_of(const Pack<float>& p) {
+  return fmaxf(fmaxf(element(p, 0), element(p, 1)), fmaxf(element(p, 2), element(p, 3)));
+}
+__device__ inline float top_of(const Pack<f16>& p) {
+  const __half2* v = reinterpret_cast<const __half2*>(p.word);
+  const __half2 top = __hmax2(__hmax2(v[0], v[1]), __hmax2(v[2], v[3]));
+  return fmaxf(__low2float(top), __high2float(top));
+}
+__device__ inline float top_of(const Pack<bf16>& p) {
+  const __nv_bfloat162* v = reinterpret_cast<const __nv_bfloat162*>(p.word);
+  const __nv_bfloat162 top = __hmax2(__hmax2(v[0], v[1]), __hmax2(v[2], v[3]));
+  return fmaxf(__low2float(top), __high2float(top));
 }
 
 struct Max {
@@ -117,91 +126,127 @@ __device__ inline float exp2_approx(float v) {  // within 2 units in the last pl
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
   return y;
 }
+
 // exp in two instructions. __expf takes three more to keep results below 2^-126: here they stand beside exp(0) = 1.
 __device__ inline float fast_exp(float v) { return exp2_approx(v * 1.4426950408889634f); }
+
+// Early starts, which sm_90 and later have: the next launch may begin while this one runs, and waits before it reads.
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void prefetch(const void* p) {  // to the L2 cache; nobody waits for it
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 
 // A maximum of -inf would make exp(-inf - -inf) a NaN; with 0 in its place exp gives the 0 that is meant.
 __device__ inline float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
-// One part of one row without its target: (maximum, sum of exponentials less the maximum). gridDim.x = rows · parts.
+// One part of one row without its target: maximum and sum of exponentials less the maximum; and the target's own logit.
+// Of a row, stats holds those of its parts, then the target's. gridDim.x = rows * parts.
 template <typename T>
 __global__ void __launch_bounds__(THREADS) cross_entropy_rows(
-    const T* logits, int64_t stride, const int64_t* targets, int64_t target_stride, float2* stats, int columns, int parts) {
+    const T* logits, int64_t stride, const int64_t* targets, int64_t target_stride, float* stats, int columns, int parts) {
+  constexpr int N = Pack<T>::N;
   __shared__ float scratch[2][32];
   const int64_t row = blockIdx.x / parts;
   const int part = int(blockIdx.x % parts);
   const T* in = logits + row * stride;
+  const int head = head_of(in), packs = (columns + head + N - 1) / N;
+  const int each = (packs + parts - 1) / parts, from = part * each, to = min(from + each, packs), first = from + int(threadIdx.x);
+  let_next_begin();
   const int64_t target = targets[row * target_stride];
+  #pragma unroll
+  for (int k = 0; k < AHEAD; ++k)  // the first packs are on their way while the target is
+    if (first + k * THREADS < to) prefetch(in - head + int64_t(first + k * THREADS) * N);
   if (target < 0) return;  // the row does not count, and nobody reads its part
-  const int head = head_of(in), packs = (columns + head + Pack<T>::N - 1) / Pack<T>::N;
-  const int each = (packs + parts - 1) / parts, from = part * each, to = min(from + each, packs);
-  const int own = target < columns ? (int(target) + head) / Pack<T>::N : -1;  // the pack that holds the target
+  stats += row * (2 * parts + 1);
 
+  // Where a step's packs are all whole, they are read as they lie; the pack of the target is met in one step at most.
+  const int last = min(to, packs - 1) - (AHEAD - 1) * THREADS;
+  const int own = target < columns ? (int(target) + head) / N : -1;
+  const int met = own >= from && own < to && (own - first) % THREADS == 0 ? own - (own - first) / THREADS % AHEAD * THREADS : -1;
+  if (part == 0 && threadIdx.x == 0 && target < columns) {
+    Pack<T> one{{bits(in[target])}};
+    stats[2 * parts] = element(one, 0);
+  }
   float max = -INFINITY, sum = 0;
-  for (int i = from + int(threadIdx.x); i < to; i += AHEAD * THREADS) {
+  for (int i = first; i < to; i += AHEAD * THREADS) {
     Pack<T> pack[AHEAD];
-    #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) {
-      const int piece = i + k * THREADS;
-      pack[k] = load(in, piece * Pack<T>::N - head, piece < to ? columns : 0, -INFINITY);
-      if (piece == own) {
-        #pragma unroll
-        for (int j = 0; j < Pack<T>::N; ++j) {
-          const uint32_t whole = Pack<T>::PER_WORD == 1 ? ~0u : 0xffffu, nothing = bits(narrow<T>(-INFINITY));
-          const int shift = 16 * (j % Pack<T>::PER_WORD);
-          uint32_t& word = pack[k].word[j / Pack<T>::PER_WORD];
-          if (piece * Pack<T>::N - head + j == int(target)) word = (word & ~(whole << shift)) | nothing << shift;
-        }
+    if (i > 0 && i < last && i != met) {
+      #pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(in - head) + (i + k * THREADS));
+        pack[k] = {{raw.x, raw.y, raw.z, raw.w}};
       }
+    } else {
+      #pragma unroll
+      for (int k = 0; k < AHEAD; ++k)
+        pack[k] = load(in, (i + k * THREADS) * N - head, i + k * THREADS < to ? columns : 0, int(target));
     }
     float higher = max;
     #pragma unroll
-    for (int k = 0; k < AHEAD; ++k)
-      #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) higher = fmaxf(higher, element(pack[k], j));  // a NaN shows in the sum
+    for (int k = 0; k < AHEAD; ++k) higher = fmaxf(higher, top_of(pack[k]));  // a NaN shows in the sum
     const float base = base_of(higher);
     sum *= fast_exp(max - base);
     #pragma unroll
     for (int k = 0; k < AHEAD; ++k)
       #pragma unroll
-      for (int j = 0; j < Pack<T>::N; ++j) sum += fast_exp(element(pack[k], j) - base);
+      for (int j = 0; j < N; ++j) sum += fast_exp(element(pack[k], j) - base);
     max = higher;
   }
   const float all = across_row(max, Max(), scratch[0]);
   sum = across_row(sum * fast_exp(max - base_of(all)), Sum(), scratch[1]);
-  if (threadIdx.x == 0) stats[row * parts + part] = make_float2(all, sum);
+  if (threadIdx.x == 0) stats[2 * part] = all, stats[2 * part + 1] = sum;
 }
 
-// log(exp(target) + sum of the others' exponentials) - target.
-__device__ inline float loss_of(float2 others, float target) {
+// log(exp(target) + sum of the others' exponentials) - target; the sum is less the others' maximum.
+__device__ inline float loss_of(float max, float sum, float target) {
   if (target == INFINITY) return NAN;
-  if (others.x == -INFINITY) return others.y + (target - target);  // nothing beside it: 0, or a NaN's
-  const float ahead = target - others.x;  // of the highest other logit
-  return ahead >= 0 ? log1pf(others.y * expf(-ahead)) : logf(others.y + expf(ahead)) - ahead;
+  if (max == -INFINITY) return sum + (target - target);  // nothing beside it: 0, or a NaN's
+  const float ahead = target - max;  // of the highest other logit
+  return ahead >= 0 ? log1pf(sum * expf(-ahead)) : logf(sum + expf(ahead)) - ahead;
 }
 
-constexpr int LAST = 1024;  // threads of the one block that takes the mean
+// Maximum and sum of a row whose parts are those of `stats`.
+__device__ inline void join(const float* stats, int parts, float& max, float& sum) {
+  for (int p = 1; p < parts; ++p) max = fmaxf(max, stats[2 * p]);
+  sum = 0;
+  for (int p = 0; p < parts; ++p) sum += stats[2 * p + 1] * expf(stats[2 * p] - base_of(max));
+}
+
+constexpr int LAST = 1024, BATCH = 4;  // threads of the one block that takes the mean, and rows that each reads at once
 
 template <typename T>
 __global__ void __launch_bounds__(LAST) cross_entropy_mean(
-    const T* logits, int64_t stride, const int64_t* targets, int64_t target_stride, const float2* stats, T* out,
-    int64_t rows, int columns, int parts) {
+    const int64_t* targets, int64_t target_stride, const float* stats, T* out, int64_t rows, int columns, int parts) {
   __shared__ float scratch[2][32];
   float loss = 0, count = 0;
-  #pragma unroll 4
-  for (int64_t row = threadIdx.x; row < rows; row += LAST) {
-    const int64_t target = targets[row * target_stride];
-    if (target < 0) continue;
-    float2 all = make_float2(-INFINITY, 0);
-    for (int p = 0; p < parts; ++p) all.x = fmaxf(all.x, stats[row * parts + p].x);
-    for (int p = 0; p < parts; ++p) {
-      const float2 one = stats[row * parts + p];
-      all.y += one.y * expf(one.x - base_of(all.x));
-    }
-    Pack<T> own;
-    own.word[0] = target < columns ? bits(logits[row * stride + target]) : bits(narrow<T>(NAN));
-    loss += loss_of(all, element(own, 0));
-    count += 1;  // exact up to 2^24 rows a thread
+  wait_for_earlier();
+  for (int64_t first = threadIdx.x; first < rows; first += BATCH * LAST) {
+    int64_t target[BATCH];
+    float max[BATCH], sum[BATCH], own[BATCH];
+    #pragma unroll
+    for (int r = 0; r < BATCH; ++r) target[r] = first + r * LAST < rows ? targets[(first + r * LAST) * target_stride] : -1;
+    #pragma unroll
+    for (int r = 0; r < BATCH; ++r)
+      if (target[r] >= 0) {
+        const float* row = stats + (first + r * LAST) * (2 * parts + 1);
+        max[r] = row[0], sum[r] = row[1], own[r] = target[r] < columns ? row[2 * parts] : NAN;
+      }
+    #pragma unroll
+    for (int r = 0; r < BATCH; ++r)
+      if (target[r] >= 0) {
+        if (parts > 1) join(stats + (first + r * LAST) * (2 * parts + 1), parts, max[r], sum[r]);
+        loss += loss_of(max[r], sum[r], own[r]);
+        count += 1;  // exact up to 2^24 rows a thread
+      }
   }
   loss = across_row(loss, Sum(), scratch[0]);
   count = across_row(count, Sum(), scratch[1]);
@@ -221,13 +266,19 @@ template <typename T> void cross_entropy(TensorView logits, TensorView targets, 
   const auto stream = static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
   const T* x = static_cast<const T*>(logits.data_ptr());
   const int64_t* t = static_cast<const int64_t*>(targets.data_ptr());
-  float2* parts_of = static_cast<float2*>(stats.data_ptr());
+  float* found = static_cast<float*>(stats.data_ptr());
   T* y = static_cast<T*>(out.data_ptr());
   const int64_t rows = logits.size(0), stride = logits.stride(0), step = targets.stride(0);
-  const int columns = int(logits.size(1)), parts = int(stats.size(1));
+  const int columns = int(logits.size(1)), parts = int(stats.size(1) / 2);
   if (rows > 0)
-    cross_entropy_rows<T><<<unsigned(rows * parts), THREADS, 0, stream>>>(x, stride, t, step, parts_of, columns, parts);
-  cross_entropy_mean<T><<<1, LAST, 0, stream>>>(x, stride, t, step, parts_of, y, rows, columns, parts);
+    cross_entropy_rows<T><<<unsigned(rows * parts), THREADS, 0, stream>>>(x, stride, t, step, found, columns, parts);
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.device_id);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config = {dim3(1), dim3(LAST), 0, stream, &early, major >= 9 ? 1u : 0u};
+  TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&config, cross_entropy_mean<T>, t, step, found, y, rows, columns, parts));
 }
 
 void launch(TensorView logits, TensorView targets, TensorView stats, TensorView out) {
@@ -253,7 +304,7 @@ module = tvm_ffi.cpp.load_inline(
 
 def kernel_fn(logits, targets):
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-    stats = torch.empty((logits.shape[0], module.parts(logits), 2), dtype=torch.float32, device=logits.device)
+    stats = torch.empty((logits.shape[0], 2 * module.parts(logits) + 1), dtype=torch.float32, device=logits.device)
     out = torch.empty((), dtype=logits.dtype, device=logits.device)
     module.launch(logits, targets, stats, out)
     return out

@@ -311,6 +311,10 @@ template <typename T> void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b
   emulated::wait(warp.barrier);
 }
 
+inline void let_next_begin() {}  // launches run one after the other
+inline void wait_for_earlier() {}
+inline void prefetch(const void*) {}
+
 // ---- the runtime: a device of three multiprocessors, with EMULATED_SHARED_BYTES for a block, on which nothing else fails
 #define RUNTIME extern "C" __attribute__((visibility("hidden")))
 RUNTIME cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
@@ -329,3 +333,16 @@ template <typename F> cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute att
   if (value > EMULATED_SHARED_BYTES) return cudaErrorInvalidValue;
   return emulated::allowed_bytes = size_t(max(value, 48 << 10)), cudaSuccess;
 }
+namespace emulated {
+template <typename... P, typename... A> cudaError_t launch_with(const cudaLaunchConfig_t* how, void (*kernel)(P...), A... arguments) {
+  const auto& [grid, threads, shared_bytes, stream, attributes, count] = *how;
+  dim3 blocks = 1;
+  for (unsigned i = 0; i < count; ++i)
+    if (attributes[i].id == cudaLaunchAttributeClusterDimension) {
+      const auto& together = attributes[i].val.clusterDim;
+      blocks = dim3(together.x, together.y, together.z);
+    }
+  return launch([=] { kernel(arguments...); }, grid, threads, shared_bytes, nullptr, blocks), cudaSuccess;
+}
+}  // namespace emulated
+#define cudaLaunchKernelEx emulated::launch_with  // the runtime's own is a template

@@ -139,8 +139,6 @@ inline float peer(const float* p, int rank) {
   return *reinterpret_cast<const float*>(static_cast<char*>(emulated::shared_of(emulated::cluster[rank])) + offset);
 }
 inline void prefetch_tile(const CUtensorMap*, int, int) {}
-inline void let_next_begin() {}  // launches run one after the other
-inline void wait_for_earlier() {}
 inline void take_turn(int) {}  // an order in time: results do not depend on it
 inline void give_turn(int) {}
 inline void wgmma_fence() {}
@@ -179,20 +177,6 @@ template <typename T, int N> void wgmma(float (&d)[N], const uint32_t (&a)[4], u
   float* out = d;
   emulated::products().open.push_back([=] { emulated::multiply<T>(out, N, rows, b, true, true); });
 }
-
-namespace emulated {
-template <typename... P, typename... A> cudaError_t launch_with(const cudaLaunchConfig_t* how, void (*kernel)(P...), A... arguments) {
-  const auto& [grid, threads, shared_bytes, stream, attributes, count] = *how;
-  dim3 blocks = 1;
-  for (unsigned i = 0; i < count; ++i)
-    if (attributes[i].id == cudaLaunchAttributeClusterDimension) {
-      const auto& together = attributes[i].val.clusterDim;
-      blocks = dim3(together.x, together.y, together.z);
-    }
-  return launch([=] { kernel(arguments...); }, grid, threads, shared_bytes, nullptr, blocks), cudaSuccess;
-}
-}  // namespace emulated
-#define cudaLaunchKernelEx emulated::launch_with  // the runtime's own is a template
 RUNTIME cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) { return std::memset(to, value, bytes), cudaSuccess; }
 RUNTIME cudaError_t cudaGetDriverEntryPointByVersion(
     const char*, void** function, unsigned, unsigned long long, cudaDriverEntryPointQueryResult*) {
