@@ -337,6 +337,7 @@ def in_lines(x):
     if x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0:
         return x
     padded = torch.empty((x.shape[0], (x.shape[1] + 7) // 8 * 8), dtype=x.dtype, device=x.device)
+    padded[:, x.shape[1] :] = 0  # read as well, in whole pieces
     return padded[:, : x.shape[1]].copy_(x)
 
 
@@ -347,6 +348,8 @@ def kernel_fn(x, w_gate, w_up, w_down):
         w_gate, w_up = w_gate.contiguous(), w_up.contiguous()
     units = w_gate.shape[0]
     hidden = torch.empty((x.shape[0], (units + 7) // 8 * 8), dtype=x.dtype, device=x.device)
+    if units % 8:
+        hidden[:, units:] = 0  # read in whole pieces, too
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = module.parts(x, units)
     partial = torch.empty((parts if parts > 1 else 0, *y.shape), dtype=torch.float32, device=x.device)

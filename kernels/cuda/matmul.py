@@ -316,6 +316,7 @@ def in_lines(x):
     if x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0:
         return x
     padded = torch.empty((x.shape[0], (x.shape[1] + 7) // 8 * 8), dtype=x.dtype, device=x.device)
+    padded[:, x.shape[1] :] = 0  # read as well, in whole pieces
     return padded[:, : x.shape[1]].copy_(x)
 
 

@@ -488,6 +488,7 @@ def in_lines(x):
     if x.stride(3) == 1 and not any(s % 8 or s < 8 for s in steps) and x.data_ptr() % 16 == 0:
         return x
     padded = torch.empty((*x.shape[:3], (x.shape[3] + 7) // 8 * 8), dtype=x.dtype, device=x.device)
+    padded[..., x.shape[3] :] = 0  # read as well, in whole pieces
     return padded[..., : x.shape[3]].copy_(x)
 
 

@@ -512,16 +512,9 @@ template <typename T, bool N_LINES> __device__ inline void wgmma(float (&d)[{n}]
 
 
 DEFINES = {
-    "BN": BN,
-    "STAGES": STAGES,
-    "SMALL_BN": SMALL_BN,
-    "SMALL_STAGES": SMALL_STAGES,
-    "GROUP": GROUP,
-    "WAVES": WAVES,
-    "ROW_WARPS": ROW_WARPS,
-    "ROW_BLOCKS": ROW_BLOCKS,
-    "ROW_AHEAD": ROW_AHEAD,
-}
+    "BN": BN, "STAGES": STAGES, "SMALL_BN": SMALL_BN, "SMALL_STAGES": SMALL_STAGES, "GROUP": GROUP, "WAVES": WAVES,
+    "ROW_WARPS": ROW_WARPS, "ROW_BLOCKS": ROW_BLOCKS, "ROW_AHEAD": ROW_AHEAD,
+}  # fmt: skip
 
 module = tvm_ffi.cpp.load_inline(
     "matmul",
@@ -536,6 +529,7 @@ def in_lines(x):
     if x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.stride(0) >= x.shape[1] and x.data_ptr() % 16 == 0:
         return x
     padded = torch.empty((x.shape[0], max(1, (x.shape[1] + 7) // 8) * 8), dtype=x.dtype, device=x.device)
+    padded[:, x.shape[1] :] = 0  # read as well, in whole pieces
     return padded[:, : x.shape[1]].copy_(x)
 
 
