@@ -33,7 +33,7 @@ BN = 256  # tune: 64, 128, 256 | columns of a tile
 BK = 64  # tune: 32, 64, 128 | depth of a step
 WARPS = 8  # tune: 4, 8 | warps of a program: one warp group of four for every 64 rows, or for every 128
 STAGES = 4  # tune: 2, 3, 4, 5 | steps that are in shared memory at once
-GROUP = 8  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
+GROUP = 16  # tune: 1, 4, 8, 16, 32 | rows of tiles that are walked together
 HALVES = True  # tune: True, False | store a tile in two halves: less shared memory for the result, more for stages
 FLATTEN = True  # tune: True, False | pipeline the loops over tiles and over K as one
 BUSY = 0.8  # tune: 0.7, 0.8, 0.9 | least share of the SMs' time that tiles of this size have to fill
@@ -252,9 +252,9 @@ def kernel_fn(A, B):
     a, a_turned = aligned(A)
     b, b_turned = aligned(B)
     # Large tiles are walked over: the next one's loads run while the last one is stored. Of others an SM holds several.
-    walks = tiles > sms and (bm, bn) == (BM, BN) and n % 8 == 0
+    walks = (bm, bn) == (BM, BN) and n % 8 == 0
     halves = HALVES and bn >= 64
-    matmul_kernel[(sms if walks else tiles,)](
+    matmul_kernel[(min(sms, tiles) if walks else tiles,)](
         TensorDescriptor(a, a.shape, a.stride(), [bk, bm] if a_turned else [bm, bk]),
         TensorDescriptor(b, b.shape, b.stride(), [bn, bk] if b_turned else [bk, bn]),
         TensorDescriptor(c, c.shape, c.stride(), [bm, bn // 2 if halves else bn]) if walks else c,
