@@ -15,12 +15,9 @@ applied than without it (beside eager, torch.compile, or on a GPU torch.compile 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
-import queue
 import subprocess
 import sys
 import tempfile
@@ -28,6 +25,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import gpus
 
 from autokernel import assets, hardware, proof
 from autokernel.types import AutokernelError
@@ -157,35 +156,21 @@ def main() -> None:
     cases = [case for case in known if not options.only or any(word in case.name for word in options.only)]
     if not cases:
         parser.error(f"no model contains {options.only}; there are: {', '.join(case.name for case in known)}")
-    gpus = [each for each in options.gpus.split(",") if each]
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]  # another one may be at work
+    ids = gpus.listed(options.gpus)
     machine = hardware.measure(options.device)  # once, for all
-    places: queue.SimpleQueue[tuple[str, set[int]]] = queue.SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0))
-    for number, gpu in enumerate(gpus or [""]):
-        places.put((gpu, set(cores[number :: max(1, len(gpus))])))
 
-    def run(case: Case) -> dict[str, Any]:
-        gpu, mine = places.get()
-        os.sched_setaffinity(0, mine)  # of this thread, and of the processes that it starts
-        try:
-            seen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-            return measure(case, options.device, options.budget, options.keep, {**os.environ, **seen})
-        finally:
-            places.put((gpu, mine))
+    def run(case: Case, environment: Mapping[str, str]) -> dict[str, Any]:
+        return measure(case, options.device, options.budget, options.keep, environment)
 
     rows: list[dict[str, Any]] = []
     names = [case.name for case in cases]
     told = {"machine": machine.to_json(), "budget": options.budget, "time": time.strftime("%Y-%m-%d"), "rows": rows}
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(gpus))) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(run, case) for case in cases]):
-            row = done.result()
-            rows.append(row)
-            rows.sort(key=lambda each: names.index(each["case"]))
-            print(f"{row['case']}: {row.get('failed', 'verified')}", file=sys.stderr, flush=True)
-            if options.json:  # also what there is when the rest is interrupted
-                options.json.write_text(json.dumps(told, indent=1) + "\n")
+    for row in gpus.spread(cases, ids, run):
+        rows.append(row)
+        rows.sort(key=lambda each: names.index(each["case"]))
+        print(f"{row['case']}: {row.get('failed', 'verified')}", file=sys.stderr, flush=True)
+        if options.json:  # also what there is when the rest is interrupted
+            options.json.write_text(json.dumps(told, indent=1) + "\n")
     print(tables(rows))
     sys.exit(1 if any(map(bad, rows)) else 0)
 

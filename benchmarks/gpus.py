@@ -1,0 +1,44 @@
+"""Work spread over equal GPUs of one machine: one piece at a time on each, with its share of the processors."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+Piece = TypeVar("Piece")
+Found = TypeVar("Found")
+
+
+def listed(ids: str) -> list[str]:
+    """The ids of ``--gpus 0,1``. This process sees the first of them from here on: another GPU may be at work."""
+    gpus = [each for each in ids.split(",") if each]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    return gpus
+
+
+def spread(
+    pieces: Sequence[Piece], gpus: Sequence[str], work: Callable[[Piece, Mapping[str, str]], Found]
+) -> Iterator[Found]:
+    """What ``work(piece, environment)`` finds, as each ends. Processes that it starts with that environment use the
+    GPU that this piece was given, and run on its processors. No ``gpus``: one piece at a time, anywhere.
+    """
+    places: queue.SimpleQueue[tuple[str, set[int]]] = queue.SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0))
+    for number, gpu in enumerate(gpus or [""]):
+        places.put((gpu, set(cores[number :: max(1, len(gpus))])))
+
+    def one(piece: Piece) -> Found:
+        gpu, mine = places.get()
+        os.sched_setaffinity(0, mine)  # of this thread, and of the processes that it starts
+        try:
+            return work(piece, {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})})
+        finally:
+            places.put((gpu, mine))
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(gpus))) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(one, piece) for piece in pieces]):
+            yield done.result()
