@@ -29,7 +29,7 @@ def spread(
     places: queue.SimpleQueue[tuple[str, set[int]]] = queue.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
     for number, gpu in enumerate(gpus or [""]):
-        places.put((gpu, set(cores[number :: max(1, len(gpus))])))
+        places.put((gpu, set(cores[number :: max(1, len(gpus))]) or set(cores)))
 
     def one(piece: Piece) -> Found:
         gpu, mine = places.get()
