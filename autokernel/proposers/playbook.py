@@ -1,6 +1,7 @@
 """The proposer that needs no language model: it turns the knobs of a file, then edits its structure by recipe.
 
-Tier 1 changes one ``# tune:`` constant at a time, the most telling ones first, and goes on in a direction that won.
+Tier 1 changes one ``# tune:`` constant at a time, the most telling ones first, and goes on in a direction that won; one
+that surely does nothing for the calls at hand is left until all else is tried.
 Tier 2 applies the structural recipes of the backend. Tier 3 changes two constants together: optuna's TPE sampler
 proposes their values, its study rebuilt from the history each time, so that nothing is remembered here and a resumed
 run goes on where it was. When all three have nothing new, there is nothing left to try.
@@ -18,10 +19,11 @@ from autokernel.extension import Brief, Proposal, ProposerOptions
 from autokernel.proposers import _tune
 from autokernel.proposers._tune import Constant, Value
 from autokernel.proposers.recipes import recipes
-from autokernel.types import Experiment, source_id
+from autokernel.types import Comparison, Experiment, source_id
 
 _WORSE = -0.01  # log ratio under which a direction is given up
 _SAME = 0.004  # log ratio within which a constant seems not to matter
+_SURE = 0.01  # and the interval about it, within which one trial is enough to say so
 _VECTORS = ("VEC", "LANES", "WIDTH")  # how starters name the floats of a vector
 _PATIENCE = 12  # tier 3 proposals in a row that were not kept, and at least three for each constant
 
@@ -31,7 +33,7 @@ class Trial:
     """One past experiment as the knobs see it: what it changed (name -> old and new value) and what that did.
 
     ``effect`` is the log of the speedup over its parent, None where the candidate failed; ``level`` is the log of the
-    speedup over the first version of this file, None likewise.
+    speedup over the first version of this file, None likewise. ``idle``: it surely did nothing.
     """
 
     values: dict[str, Value]
@@ -39,6 +41,7 @@ class Trial:
     effect: float | None
     level: float | None
     kept: bool
+    idle: bool
 
 
 class Playbook:
@@ -82,7 +85,11 @@ def _trials(history: Sequence[Experiment]) -> Iterator[Trial]:
         level = None if effect is None else parent_level + effect
         if level is not None:
             known[experiment.candidate.id] = values, level
-        yield Trial(values, changed, effect, level, experiment.decision == "keep")
+        yield Trial(values, changed, effect, level, experiment.decision == "keep", _idle(experiment.comparison))
+
+
+def _idle(seen: Comparison | None) -> bool:
+    return seen is not None and abs(seen.log_ratio) < _SAME and -_SURE < seen.ci_low <= seen.ci_high < _SURE
 
 
 # ------------------------------------------------------------------------------------------------- tier 1
@@ -125,7 +132,16 @@ def _score(constant: Constant, choice: Value, position: int, trials: Sequence[Tr
         score -= 0.8
     measured = [abs(trial.effect) for trial in mine if trial.effect is not None]
     score -= len(mine) + (2.0 if len(measured) > 1 and max(measured) < _SAME else 0.0)
+    if not last_resort and _does_nothing(constant, trials):
+        return -math.inf
     return score + (5.0 if _won_this_way(constant, choice, trials) else 0.0)
+
+
+def _does_nothing(constant: Constant, trials: Sequence[Trial]) -> bool:
+    """Whether this constant, changed alone, surely did nothing, as one for longer rows: it waits for all others."""
+    mine = [trial for trial in trials if set(trial.changed) == {constant.name}]
+    effects = [abs(trial.effect) for trial in mine if trial.effect is not None]
+    return any(trial.idle for trial in mine) and max(effects) < _SAME
 
 
 def _given_up(constant: Constant, trial: Trial, step: int) -> bool:
@@ -169,9 +185,10 @@ def _recipe(brief: Brief, tried: set[str]) -> Proposal | None:
 def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal | None:
     """Two constants together, their values by TPE over all trials; the other constants stay as they are."""
     constants = _tune.constants(brief.source)
+    telling = [c for c in constants if not _does_nothing(c, trials)]
     ours = [e for e in brief.history if e.candidate.idea.startswith("tier 3: ")]
     kept_at = max((e.number for e in brief.history if e.decision == "keep"), default=0)
-    if len(constants) < 2 or sum(e.number > kept_at for e in ours) >= max(_PATIENCE, 3 * len(constants)):
+    if len(telling) < 2 or sum(e.number > kept_at for e in ours) >= max(_PATIENCE, 3 * len(telling)):
         return None
     import optuna  # not before it is needed: it weighs more than the rest of the daemon
 
@@ -191,7 +208,7 @@ def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal |
             past.append(optuna.trial.create_trial(params=at, distributions=space, value=level))
     for attempt in range(40):
         seed = f"{brief.seed} {len(brief.history)} {attempt}"
-        pair = random.Random(seed).sample([c.name for c in constants], 2)
+        pair = random.Random(seed).sample([c.name for c in telling], 2)
         with warnings.catch_warnings():  # the multivariate sampler, which some versions call experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             number = random.Random(seed).randrange(2**31)

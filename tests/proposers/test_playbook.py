@@ -116,6 +116,20 @@ def test_a_direction_that_won_is_followed():
     assert any("further the way that won" in e.candidate.idea for e in kept)
 
 
+def test_a_constant_that_surely_does_nothing_waits_until_all_else_was_tried():
+    """As the row length has it from which another kernel serves, where all rows are short."""
+    history = tune(KERNEL.replace("MR = 6", "ROW = 64  # tune: 16, 32, 64, 128 | longest row of these\nMR = 6"))
+    ideas = [past.candidate.idea for past in history[1:]]
+    first, *again = [number for number, idea in enumerate(ideas) if "ROW 64 ->" in idea]
+    joint = [number for number, idea in enumerate(ideas) if idea.startswith("tier 3")]
+    assert first < joint[0] and again and min(again) > joint[-1], ideas
+    assert latency_us(best_of(history)) == latency_us(best_of(tune()))
+
+
+def best_of(history: list[Experiment]) -> str:
+    return [past for past in history if past.decision in ("baseline", "keep")][-1].candidate.source
+
+
 def test_it_ends_when_everything_was_tried_or_patience_is_over():
     history = tune(most=500)
     assert 20 < len(history) < 200
