@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from autokernel.report import Report
+from autokernel.report import Report
 
 WORTH_TELLING = 0.005  # of the forward pass: what is left to win below it is not named
 FALSE_KEEP_LIMIT = 0.02  # above this share of kept A/A candidates the run's keeps deserve doubt
@@ -14,6 +12,7 @@ FALSE_KEEP_SAMPLES = 20  # fewer A/A comparisons than this say little
 
 
 def advise(report: Report) -> list[str]:
+    """What to do next, the most rewarding first."""
     return [*_of_targets(report), *_of_the_run(report)]
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autokernel.advice import advise
 from autokernel.proof import NAMES, Proof, tables
 from autokernel.report import Report, TargetReport
 from autokernel.wording import clock, outcome, span, times
@@ -111,7 +112,7 @@ def show(report: Report, console: Console) -> None:
         console.print(f"{report.nothing}\n", style="bold", markup=False, highlight=False, soft_wrap=True)
     for line in facts(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for line in report.advice:
+    for line in advise(report):
         console.print(f"→ {line}", markup=False, highlight=False, style="cyan", soft_wrap=True)
 
 
@@ -163,8 +164,8 @@ def markdown(report: Report) -> str:
             idea = f"{row.idea} (fixed, attempt {row.attempts})" if row.attempts > 1 else row.idea
             lines.append(_row((str(row.experiment), row.target, gain, interval, idea, commit)))
         lines += ["", "Gains are of one step over the version before it; they are not multiplied into a headline.", ""]
-    if report.advice:
-        lines += ["## What to do next", "", *(f"- {line}" for line in report.advice), ""]
+    if advice := advise(report):
+        lines += ["## What to do next", "", *(f"- {line}" for line in advice), ""]
     return "\n".join(lines)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from autokernel import amdahl, proof
-from autokernel.advice import advise
 from autokernel.proof import Proof
 from autokernel.run import history, orchestrator, unbooked
 from autokernel.run.history import Row
@@ -90,11 +89,6 @@ class Report:
     @property
     def kept(self) -> int:
         return sum(row.decision == "keep" for row in self.rows)
-
-    @property
-    def advice(self) -> list[str]:
-        """What to do next, the most rewarding first."""
-        return advise(self)
 
     @property
     def fixed(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from autokernel import charts, present, proof, report
+from autokernel.advice import advise
 from autokernel.cli import main
 from autokernel.run import history
 from autokernel.run.history import Row
@@ -113,7 +114,7 @@ def test_what_a_model_spells_out_is_held_against_its_own_code(run: Path) -> None
     (run / "profile.json").write_text(json.dumps(profile))
     built = report.build(run)
     assert built.projected_speedup == pytest.approx(1 / (1 - 0.5 * 0.75 - 0.3 * 0.6))
-    advice = "\n".join(built.advice)
+    advice = "\n".join(advise(built))
     assert "spells out softmax: its own code takes 2000 us a forward, softmax's PyTorch baseline 400 us" in advice
     (run / "profile.json").write_text(json.dumps({**profile, "fingerprint": ""}))
     assert proof.winners(run, history.read(run)) == {"rmsnorm": ROWS[2].commit, "softmax": ROWS[4].commit}
@@ -141,7 +142,7 @@ def test_a_champion_that_failed_the_thorough_judgement_is_worth_nothing_and_name
     built = report.build(run)
     assert built.targets[0].speedup_vs_best is None
     assert built.projected_speedup == pytest.approx(1.0)
-    assert any("Do not trust" in line and "rmsnorm" in line for line in built.advice)
+    assert any("Do not trust" in line and "rmsnorm" in line for line in advise(built))
 
 
 def test_a_lone_table_gives_a_report_without_shares(run: Path, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_false_keeps_and_failures_are_counted(run: Path) -> None:
 
 
 def test_advice_names_what_to_do_next(run: Path) -> None:
-    advice = "\n".join(report.build(run).advice)
+    advice = "\n".join(advise(report.build(run)))
     assert "softmax has the most left to win" in advice  # 30 % of the time, still at eager's pace
     assert "Not tried yet: matmul" in advice
     assert "Do not put into the model yet: softmax" in advice
@@ -174,13 +175,13 @@ def test_what_was_not_tried_has_left_what_its_roofline_leaves(run: Path) -> None
     profile["targets"][2].update(share=0.6, floor_us=396.0)  # matmul, the largest of all, and as fast as it can be
     (run / "profile.json").write_text(json.dumps(profile))
     (run / "results.tsv").write_text(history.render(ROWS[:1]))
-    assert "softmax has the most left to win" in "\n".join(report.build(run).advice)
+    assert "softmax has the most left to win" in "\n".join(advise(report.build(run)))
 
 
 def test_a_noisy_judge_is_named(run: Path) -> None:
     rows = [make_row(1, "baseline"), *(make_row(n, "aa", ci_low=1.01) for n in range(2, 30))]
     (run / "results.tsv").write_text(history.render(rows))
-    assert any("A/A candidates would have been kept" in line for line in report.build(run).advice)
+    assert any("A/A candidates would have been kept" in line for line in advise(report.build(run)))
 
 
 def test_markdown_tables_cannot_be_broken_by_an_idea(run: Path) -> None:
