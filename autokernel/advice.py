@@ -21,7 +21,7 @@ def _of_targets(report: Report) -> Iterator[str]:
     best = max(targets, key=lambda t: t.expected_gain, default=None)
     if best and (gain := best.expected_gain * (report.projected_speedup or 1.0)) > WORTH_TELLING:  # of today's forward
         yield (
-            f"{best.name} has the most left to win: at its roofline floor the forward pass would take {gain:.0%} less "
+            f"{best.name} has the most left to win: at its roofline floor {report.subject} would take {gain:.0%} less "
             "time than now; run the same command again to go on."
         )
     if untouched := [t.name for t in targets if t.experiments == 0]:

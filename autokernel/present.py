@@ -50,7 +50,7 @@ def headline(report: Report) -> str:
         return f"{report.run}: {counts}; nothing is to be applied"
     if proof is None or proof.fastest is None:
         told = f"{report.projected_speedup:.2f}x as fast as eager (projected)"
-        return f"{report.run}: {counts}; the whole forward pass {told}"
+        return f"{report.run}: {counts}; {report.subject} {told}"
     mode = "ours" if "ours" in proof.applied else proof.fastest
     over = proof.speedup[mode]["eager"]
     gain = f"{over['mean']:.2f}x as fast as eager"
@@ -60,7 +60,7 @@ def headline(report: Report) -> str:
     if proof.train:
         told = f"a training step {gain} ({beside}measured)"
     else:
-        told = f"the whole forward pass {gain} ({beside}measured; projected {report.projected_speedup:.2f}x)"
+        told = f"{report.subject} {gain} ({beside}measured; projected {report.projected_speedup:.2f}x)"
     if proof.forward_us[proof.rival] < proof.forward_us[mode]:  # no gain over eager is told without what beats it
         told += f"; {NAMES[proof.rival]} alone {proof.speedup[proof.rival]['eager']['mean']:.2f}x"
     return f"{report.run}: {counts}; {told}"

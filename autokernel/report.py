@@ -91,6 +91,11 @@ class Report:
         return sum(row.decision == "keep" for row in self.rows)
 
     @property
+    def subject(self) -> str:
+        """What is made faster: a model's forward, or a kernel that came without a model."""
+        return "the whole forward pass" if self.model else "the kernel"
+
+    @property
     def fixed(self) -> int:
         """Candidates that failed first and passed once they were mended."""
         return sum(row.attempts > 1 and row.status == "PASS" for row in self.rows)

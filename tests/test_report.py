@@ -178,6 +178,15 @@ def test_what_was_not_tried_has_left_what_its_roofline_leaves(run: Path) -> None
     assert "softmax has the most left to win" in "\n".join(advise(report.build(run)))
 
 
+def test_a_kernel_that_came_without_a_model_is_not_called_a_forward_pass(run: Path) -> None:
+    profile = json.loads((run / "profile.json").read_text())
+    told = [present.headline(report.build(run)), *advise(report.build(run))]
+    assert sum("the whole forward pass" in line for line in told) == 2
+    (run / "profile.json").write_text(json.dumps({"targets": profile["targets"][:1]}))
+    told = [present.headline(report.build(run)), *advise(report.build(run))]
+    assert sum("the kernel" in line for line in told) == 2 and not any("forward" in line for line in told)
+
+
 def test_a_noisy_judge_is_named(run: Path) -> None:
     rows = [make_row(1, "baseline"), *(make_row(n, "aa", ci_low=1.01) for n in range(2, 30))]
     (run / "results.tsv").write_text(history.render(rows))
