@@ -40,7 +40,8 @@ def _of_targets(report: Report) -> Iterator[str]:
             )
     behind = [t.name for t in targets if t.speedup_vs_best is not None and t.speedup_vs_best < 1.0]
     if behind and report.proof is None:  # whole forwards tell it better
-        yield f"Do not put into the model yet: {', '.join(behind)}; the best baseline is still faster."
+        place = "the model" if report.model else "a model"
+        yield f"Do not put into {place} yet: {', '.join(behind)}; the best baseline is still faster."
 
 
 def _of_the_run(report: Report) -> Iterator[str]:

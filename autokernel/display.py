@@ -169,7 +169,7 @@ def announcement(event: events.Event) -> list[str]:
         return [f"run {event.name} in {event.folder}: {event.model} on {event.device}{earlier}", f"targets: {ranked}"]
     if isinstance(event, events.TargetChosen):
         again = f", visit {event.visit}" if event.visit > 1 else ""
-        return [f"target {event.target.name}{again}: {event.gain:.1%} of the forward pass left to win"]
+        return [f"target {event.target.name}{again}: {event.gain:.1%} of the time left to win"]
     if isinstance(event, events.MovedOn):
         return [f"leaving {event.target.name}: {event.reason}"]
     if isinstance(event, events.HeadlineStarted):

@@ -39,6 +39,9 @@ def spread(
         finally:
             places.put((gpu, mine))
 
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(gpus))) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, len(gpus)))
+    try:
         for done in concurrent.futures.as_completed([pool.submit(one, piece) for piece in pieces]):
             yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what has not begun does not begin when one fails, or on Ctrl-C

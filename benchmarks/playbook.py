@@ -53,7 +53,7 @@ class Night:
 
     @property
     def name(self) -> str:
-        return f"{self.case.name}, {self.backend}"
+        return f"{self.case.name}, {self.backend}{', untuned' * self.untuned}"
 
     def source(self, dtype: str) -> str:
         text = self.path.read_text()
@@ -78,7 +78,8 @@ def measure(
     row: dict[str, Any] = {"case": night.case.name, "backend": night.backend, "dtype": dtype}
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(tempfile.TemporaryDirectory(prefix="autokernel-playbook-"))
-        folder = keep.resolve() / "".join(c if c.isalnum() else "-" for c in night.name) if keep else Path(made)
+        kept = "".join(c if c.isalnum() else "-" for c in f"{night.name}, {dtype}")
+        folder = keep.resolve() / kept if keep else Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         kernel, place = folder / f"{night.case.problem}.py", folder / "run"
         kernel.write_text(night.source(dtype))

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -82,11 +83,15 @@ def test_each_piece_has_one_gpu_and_its_share_of_the_processors(benchmarks: None
     assert alone[1][0] == "-" and len(alone[1][1:]) >= max(map(len, shares))
 
 
-def test_a_piece_that_fails_is_told(benchmarks: None) -> None:
+def test_a_piece_that_fails_is_told_and_what_waits_does_not_begin(benchmarks: None) -> None:
     gpus = importlib.import_module("gpus")
+    begun: list[int] = []
 
     def work(piece: int, environment: Mapping[str, str]) -> int:
+        begun.append(piece)
+        time.sleep(0.05 * piece)
         return 1 // piece
 
     with pytest.raises(ZeroDivisionError):
-        list(gpus.spread([1, 0], [], work))
+        list(gpus.spread([0, *range(1, 60)], [], work))
+    assert begun[0] == 0 and len(begun) < 50

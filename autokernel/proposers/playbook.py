@@ -55,8 +55,9 @@ class Playbook:
         for proposal in (
             _single(brief, trials, tried, least=-1.5),
             _recipe(brief, tried),
-            _joint(brief, trials, tried),
+            _joint(brief, trials, tried, telling=True),
             _single(brief, trials, tried, least=-math.inf),
+            _joint(brief, trials, tried, telling=False),
         ):
             if proposal is not None:
                 return proposal
@@ -182,13 +183,21 @@ def _recipe(brief: Brief, tried: set[str]) -> Proposal | None:
 # ------------------------------------------------------------------------------------------------- tier 3
 
 
-def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal | None:
-    """Two constants together, their values by TPE over all trials; the other constants stay as they are."""
+def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str], telling: bool) -> Proposal | None:
+    """Two constants together, their values by TPE over all trials; the other constants stay as they are. ``telling``:
+    one of the two at least does something alone. Else any two, if some do not: a row length and the block of longer
+    rows may do so together.
+    """
     constants = _tune.constants(brief.source)
-    telling = [c for c in constants if not _does_nothing(c, trials)]
+    first = [c for c in constants if not _does_nothing(c, trials)]
+    if not telling:
+        if len(first) == len(constants):
+            return None
+        first = list(constants)
     ours = [e for e in brief.history if e.candidate.idea.startswith("tier 3: ")]
     kept_at = max((e.number for e in brief.history if e.decision == "keep"), default=0)
-    if len(telling) < 2 or sum(e.number > kept_at for e in ours) >= max(_PATIENCE, 3 * len(telling)):
+    patience = max(_PATIENCE, 3 * len(first)) * (1 if telling else 2)
+    if not first or len(constants) < 2 or sum(e.number > kept_at for e in ours) >= patience:
         return None
     import optuna  # not before it is needed: it weighs more than the rest of the daemon
 
@@ -208,7 +217,7 @@ def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal |
             past.append(optuna.trial.create_trial(params=at, distributions=space, value=level))
     for attempt in range(40):
         seed = f"{brief.seed} {len(brief.history)} {attempt}"
-        pair = random.Random(seed).sample([c.name for c in telling], 2)
+        pair = _pair(random.Random(seed), [c.name for c in first], [c.name for c in constants])
         with warnings.catch_warnings():  # the multivariate sampler, which some versions call experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             number = random.Random(seed).randrange(2**31)
@@ -222,3 +231,9 @@ def _joint(brief: Brief, trials: Sequence[Trial], tried: set[str]) -> Proposal |
             changes = ", ".join(f"{c.name} {c.value} -> {values[c.name]}" for c in constants if c.name in values)
             return Proposal(source, f"tier 3: {changes}: two constants together, values by TPE over {len(past)} trials")
     return None
+
+
+def _pair(draw: random.Random, first: Sequence[str], names: Sequence[str]) -> tuple[str, str]:
+    """One of ``first``, and another of ``names``."""
+    one = draw.choice(first)
+    return one, draw.choice([name for name in names if name != one])

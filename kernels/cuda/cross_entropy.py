@@ -131,6 +131,13 @@ __device__ inline float exp2_approx(float v) {  // within 2 units in the last pl
 __device__ inline float fast_exp(float v) { return exp2_approx(v * 1.4426950408889634f); }
 
 // Early starts, which sm_90 and later have: the next launch may begin while this one runs, and waits before it reads.
+// Whether this is built for nothing older, launch and kernels must agree about.
+#ifdef __CUDA_ARCH_LIST__
+constexpr int BUILT_FOR[] = {__CUDA_ARCH_LIST__};  // ascending
+constexpr unsigned EARLY = BUILT_FOR[0] >= 900;
+#else
+constexpr unsigned EARLY = 0;
+#endif
 __device__ inline void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -272,12 +279,10 @@ template <typename T> void cross_entropy(TensorView logits, TensorView targets, 
   const int columns = int(logits.size(1)), parts = int(stats.size(1) / 2);
   if (rows > 0)
     cross_entropy_rows<T><<<unsigned(rows * parts), THREADS, 0, stream>>>(x, stride, t, step, found, columns, parts);
-  int major = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.device_id);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config = {dim3(1), dim3(LAST), 0, stream, &early, major >= 9 ? 1u : 0u};
+  const cudaLaunchConfig_t config = {dim3(1), dim3(LAST), 0, stream, &early, EARLY};
   TVM_FFI_CHECK_CUDA_ERROR(cudaLaunchKernelEx(&config, cross_entropy_mean<T>, t, step, found, y, rows, columns, parts));
 }
 

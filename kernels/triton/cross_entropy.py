@@ -48,26 +48,13 @@ def short_rows_kernel(
     tl.store(loss_ptr + row, tl.where(counts, loss, 0.0), mask=row < rows)
 
 
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def exp_above(x, base):
-    """exp(x - base), for halves in one multiply-add and one power of two. What rounding base * LOG2E takes from all of
-    a row is too little to see in a half; of wider types the least number, by which many models mask, would overflow.
-    """
-    if x.dtype == tl.float16:
-        return tl.exp2(x.to(tl.float32) * LOG2E - base * LOG2E)
-    return tl.exp(x.to(tl.float32) - base)
-
-
 @triton.jit
 def add(x, top, total):
     """Logits x [lanes, n] added to each lane's maximum and sum of exponentials; -inf changes neither."""
-    higher = tl.maximum(top, tl.max(x, axis=1).to(tl.float32))
+    higher = tl.maximum(top, tl.max(x, axis=1))
     # A lane that has seen nothing but -inf must not compute -inf - -inf.
     base = tl.where(higher == float("-inf"), 0.0, higher)
-    return higher, total * tl.exp(top - base) + tl.sum(exp_above(x, base[:, None]), axis=1)
+    return higher, total * tl.exp(top - base) + tl.sum(tl.exp(x - base[:, None]), axis=1)
 
 
 @triton.jit
@@ -96,11 +83,11 @@ def long_row_kernel(
         for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
             # Read once and never again: it should not push anything else out of the L2 cache.
             x = tl.load(aligned + start + offset, eviction_policy="evict_first")
-            top, total = add(x, top, total)
+            top, total = add(x.to(tl.float32), top, total)
         x = tl.load(aligned + whole + offset, mask=whole + offset < count - head, other=float("-inf"))
-        top, total = add(x, top, total)
+        top, total = add(x.to(tl.float32), top, total)
         x = tl.load(x_ptr + begin + lane, mask=lane < head, other=float("-inf"))
-        top, total = add(x[:, None], top, total)
+        top, total = add(x.to(tl.float32)[:, None], top, total)
 
         highest = tl.max(top, axis=0)
         base = tl.where(highest == float("-inf"), 0.0, highest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 
@@ -116,13 +117,18 @@ def test_a_direction_that_won_is_followed():
     assert any("further the way that won" in e.candidate.idea for e in kept)
 
 
-def test_a_constant_that_surely_does_nothing_waits_until_all_else_was_tried():
-    """As the row length has it from which another kernel serves, where all rows are short."""
-    history = tune(KERNEL.replace("MR = 6", "ROW = 64  # tune: 16, 32, 64, 128 | longest row of these\nMR = 6"))
-    ideas = [past.candidate.idea for past in history[1:]]
-    first, *again = [number for number, idea in enumerate(ideas) if "ROW 64 ->" in idea]
-    joint = [number for number, idea in enumerate(ideas) if idea.startswith("tier 3")]
-    assert first < joint[0] and again and min(again) > joint[-1], ideas
+def test_constants_that_surely_do_nothing_wait_until_all_else_was_tried():
+    """As the row length has it from which another kernel serves, and that one's block, where all rows are short."""
+    more = "ROW = 64  # tune: 32, 64, 128 | longest row of these\nBLOCK = 2  # tune: 1, 2, 4 | of longer ones\nMR = 6"
+    history = tune(KERNEL.replace("MR = 6", more), most=90)
+    moves = [(past.candidate.idea[:6], set(re.findall(r"(\w+) \S+ ->", past.candidate.idea))) for past in history[1:]]
+    idle = [number for number, (_, names) in enumerate(moves) if names <= {"ROW", "BLOCK"}]
+    joint = [number for number, (tier, _) in enumerate(moves) if tier == "tier 3"]
+    assert [moves[number] for number in idle[:2]] == [("tier 1", {"ROW"}), ("tier 1", {"BLOCK"})]
+    assert idle[1] < joint[0] < idle[2], moves
+    singles = [number for number, (tier, _) in enumerate(moves) if tier == "tier 1"]
+    together = [number for number in idle if len(moves[number][1]) == 2]
+    assert together and together[0] > singles[-1], "two of them are tried together, and last"
     assert latency_us(best_of(history)) == latency_us(best_of(tune()))
 
 
