@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -84,8 +85,13 @@ def tune(kernel: str = KERNEL, most: int = 60, model=latency_us, target: Target 
     return history
 
 
+@functools.cache
+def usual() -> list[Experiment]:
+    return tune()
+
+
 def test_it_finds_the_best_constants_and_never_repeats_itself():
-    history = tune()
+    history = usual()
     sources = [e.candidate.source for e in history]
     assert len(set(sources)) == len(sources)
     best = min(
@@ -129,7 +135,7 @@ def test_constants_that_surely_do_nothing_wait_until_all_else_was_tried():
     singles = [number for number, (tier, _) in enumerate(moves) if tier == "tier 1"]
     together = [number for number in idle if len(moves[number][1]) == 2]
     assert together and together[0] > singles[-1], "two of them are tried together, and last"
-    assert latency_us(best_of(history)) == latency_us(best_of(tune()))
+    assert latency_us(best_of(history)) == latency_us(best_of(usual()))
 
 
 def best_of(history: list[Experiment]) -> str:
