@@ -162,15 +162,8 @@ def main() -> None:
     def run(case: Case, environment: Mapping[str, str]) -> dict[str, Any]:
         return measure(case, options.device, options.budget, options.keep, environment)
 
-    rows: list[dict[str, Any]] = []
-    names = [case.name for case in cases]
-    told = {"machine": machine.to_json(), "budget": options.budget, "time": time.strftime("%Y-%m-%d"), "rows": rows}
-    for row in gpus.spread(cases, ids, run):
-        rows.append(row)
-        rows.sort(key=lambda each: names.index(each["case"]))
-        print(f"{row['case']}: {row.get('failed', 'verified')}", file=sys.stderr, flush=True)
-        if options.json:  # also what there is when the rest is interrupted
-            options.json.write_text(json.dumps(told, indent=1) + "\n")
+    told = {"machine": machine.to_json(), "budget": options.budget, "time": time.strftime("%Y-%m-%d")}
+    rows = gpus.rows(cases, ids, run, told, options.json, lambda row: f"{row['case']}: {row.get('failed', 'verified')}")
     print(tables(rows))
     sys.exit(1 if any(map(bad, rows)) else 0)
 

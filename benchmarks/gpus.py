@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import queue
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 Piece = TypeVar("Piece")
 Found = TypeVar("Found")
@@ -45,3 +48,27 @@ def spread(
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)  # what has not begun does not begin when one fails, or on Ctrl-C
+
+
+def rows(
+    pieces: Sequence[Piece],
+    gpus: Sequence[str],
+    work: Callable[[Piece, Mapping[str, str]], dict[str, Any]],
+    told: Mapping[str, Any],
+    path: Path | None,
+    say: Callable[[dict[str, Any]], str],
+) -> list[dict[str, Any]]:
+    """The rows that ``work`` finds, in the order of their pieces; what is to say of each goes to standard error as it
+    ends. With a path, JSON of ``told`` and the rows so far: also what there is when the rest is interrupted.
+    """
+    found: dict[int, dict[str, Any]] = {}
+
+    def numbered(piece: tuple[int, Piece], environment: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        return piece[0], work(piece[1], environment)
+
+    for number, row in spread(list(enumerate(pieces)), gpus, numbered):
+        found[number] = row
+        print(say(row), file=sys.stderr, flush=True)
+        if path:
+            path.write_text(json.dumps({**told, "rows": [found[n] for n in sorted(found)]}, indent=1) + "\n")
+    return [found[n] for n in sorted(found)]

@@ -16,10 +16,8 @@ Exits 1 where a run failed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -76,52 +74,48 @@ def measure(
 ) -> dict[str, Any]:
     """A row: what the run's report and ledger say, or why there is none."""
     row: dict[str, Any] = {"case": night.case.name, "backend": night.backend, "dtype": dtype}
-    with contextlib.ExitStack() as stack:
-        made = stack.enter_context(tempfile.TemporaryDirectory(prefix="autokernel-playbook-"))
-        kept = "".join(c if c.isalnum() else "-" for c in f"{night.name}, {dtype}")
-        folder = keep.resolve() / kept if keep else Path(made)
+    with tempfile.TemporaryDirectory(prefix="autokernel-playbook-") as made:
+        name = "".join(c if c.isalnum() else "-" for c in f"{night.name}, {dtype}")
+        folder = keep.resolve() / name if keep else Path(made)
         folder.mkdir(parents=True, exist_ok=True)
-        kernel, place = folder / f"{night.case.problem}.py", folder / "run"
+        kernel, place, printed = folder / f"{night.case.problem}.py", folder / "run", folder / "printed.txt"
         kernel.write_text(night.source(dtype))
-        words = [sys.executable, "-m", "autokernel"]
         commands = [
-            [*words, "init", str(place), "--kernel", str(kernel), "--device", device],
-            [*words, "run", str(place), "--budget", f"{budget_s:g}s", "--plain", *STAY],
+            ["init", str(place), "--kernel", str(kernel), "--device", device],
+            ["run", str(place), "--budget", f"{budget_s:g}s", "--plain", *STAY],
         ]
-        with (folder / "printed.txt").open("w") as out:
-            for command in commands:
-                try:
-                    done = subprocess.run(
-                        command, cwd=folder, env=dict(environment), stdout=out, stderr=subprocess.STDOUT,
-                        check=False, timeout=budget_s + END_S,
-                    )  # fmt: skip
-                except subprocess.TimeoutExpired:
-                    return {**row, "failed": f"{command[3]} did not end"}
-                if done.returncode:
-                    said = (folder / "printed.txt").read_text().strip().splitlines() or [""]
-                    return {**row, "failed": f"{command[3]} ended with {done.returncode}: {said[-1]}"}
         try:
+            with printed.open("w") as out:
+                for command in commands:
+                    subprocess.run(
+                        [sys.executable, "-m", "autokernel", *command], cwd=folder, env=dict(environment), stdout=out,
+                        stderr=subprocess.STDOUT, check=True, timeout=budget_s + END_S,
+                    )  # fmt: skip
             found = report.build(place)
+        except subprocess.TimeoutExpired:
+            return {**row, "failed": f"{command[0]} did not end"}
+        except subprocess.CalledProcessError as ended:
+            last = (printed.read_text().strip().splitlines() or [""])[-1]
+            return {**row, "failed": f"{command[0]} ended with {ended.returncode}: {last}"}
         except AutokernelError as error:
             return {**row, "failed": str(error)}
-        target = found.targets[0]
-        tried = [each for each in found.rows if each.decision in ("keep", "revert")]
-        kept = [each.to_json() for each in tried if each.decision == "keep"]
-        return {
-            **row, "tried": len(tried), "kept": kept, "failures": sum(each.count for each in found.failures),
-            "latency_us": target.latency_us, "starter_vs_best": target.starter_vs_best,
-            "vs_best": target.speedup_vs_best, "pct_peak": target.pct_peak, "source": target.source,
-        }  # fmt: skip
+    target = found.targets[0]
+    tried = [each for each in found.rows if each.decision in ("keep", "revert")]
+    return {
+        **row, "tried": len(tried), "kept": [each.to_json() for each in tried if each.decision == "keep"],
+        "latency_us": target.latency_us, "starter_vs_best": target.starter_vs_best,
+        "vs_best": target.speedup_vs_best, "pct_peak": target.pct_peak, "source": target.source,
+    }  # fmt: skip
 
 
-def gain(row: Mapping[str, Any]) -> float:
-    """Of the last version over the starter: the product of what each kept change gained over the one before."""
-    return math.prod((float(each["speedup"]) for each in row["kept"]), start=1.0)
+def said(row: Mapping[str, Any]) -> str:
+    told = row["failed"] if "failed" in row else f"{len(row['kept'])} kept"
+    return f"{row['case']}, {row['backend']}: {told}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, a line for each starter, and below it every kept change."""
-    head = ("case", "backend", "tried", "starter over best rival", "last over best rival", "last, us", "gain", "kept")
+    """Markdown, a line for each starter; each kept change with its gain over the version before it."""
+    head = ("case", "backend", "tried", "starter over best rival", "last over best rival", "last, us", "kept")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row["case"], row["backend"]]
@@ -134,9 +128,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{each['idea']}: {each['speedup']:.3f}x [{each['ci_low']:.3f}, {each['ci_high']:.3f}]"
                 for each in row["kept"]
             )
-            cells += [str(row["tried"]), *ratios, time_us, f"{gain(row):.3f}x", kept or "nothing"]
+            cells += [str(row["tried"]), *ratios, time_us, kept or "nothing"]
         lines.append("| " + " | ".join(cells) + " |")
-    won = [gain(row) for row in rows if row.get("kept")]
+    won = [row for row in rows if row.get("kept")]
     measured = [row for row in rows if "failed" not in row]
     tried = sum(row["tried"] for row in measured)
     lines.append(f"\n{len(won)} of {len(measured)} starters improved, {tried} experiments")
@@ -170,14 +164,9 @@ def main() -> None:
     def run(night: Night, environment: Mapping[str, str]) -> dict[str, Any]:
         return measure(night, options.device, dtype, options.budget, options.keep, environment)
 
-    rows: list[dict[str, Any]] = []
-    told = {"machine": machine.to_json(), "budget_s": options.budget, "time": time.strftime("%Y-%m-%d"),
-            "untuned": options.untuned, "rows": rows}  # fmt: skip
-    for row in gpus.spread(wanted, ids, run):
-        rows.append(row)
-        print(f"{row['case']}, {row['backend']}: {row.get('failed') or len(row['kept'])}", file=sys.stderr, flush=True)
-        if options.json:  # also what there is when the rest is interrupted
-            options.json.write_text(json.dumps(told, indent=1) + "\n")
+    told = {"machine": machine.to_json(), "budget_s": options.budget, "time": time.strftime("%Y-%m-%d")}
+    told["untuned"] = options.untuned
+    rows = gpus.rows(wanted, ids, run, told, options.json, said)
     print(table(rows))
     sys.exit(1 if any("failed" in row for row in rows) else 0)
 

@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpus
 from contenders import COPY, CPU_CASES, CUDA_CASES, DECODE_CASES, OURS, Case, options_of
 
 from autokernel import hardware, registry
@@ -166,11 +167,9 @@ def main() -> None:
     if not cases:
         parser.error(f"no case contains {options.only}; there are: {', '.join(case.name for case in known)}")
     idle: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    gpus = [each for each in options.gpus.split(",") if each] or [None]
-    if gpus[0]:  # this process measures where its workers do: another GPU may be at work
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
+    ids = gpus.listed(options.gpus) or [None]
     ceilings = hardware.measure(options.device, refresh=True)
-    for gpu in gpus * options.jobs:
+    for gpu in ids * options.jobs:
         idle.put(gpu)
 
     def row(case: Case) -> dict[str, Any]:
@@ -189,7 +188,7 @@ def main() -> None:
     data["time"] = time.strftime("%Y-%m-%d")
     with (
         tempfile.TemporaryDirectory() as locks,
-        concurrent.futures.ThreadPoolExecutor(len(gpus) * options.jobs) as pool,
+        concurrent.futures.ThreadPoolExecutor(len(ids) * options.jobs) as pool,
     ):
         for found in pool.map(row, cases):
             rows.append(found)

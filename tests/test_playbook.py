@@ -60,8 +60,10 @@ def test_the_table_has_every_kept_change_and_every_run_that_failed(tmp_path: Pat
     command = [sys.executable, str(FOLDER / "playbook.py"), "--show", str(path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     improved, same, failed = printed[2:5]
-    assert "| 1.500x |" in improved and improved.count("LANES 8 -> 16") == 2 and "1.250x [1.200, 1.300]" in improved
-    assert same.endswith("| 1.000x | nothing |")
+    assert (
+        "| 1.00 | 1.50 |" in improved and improved.count("LANES 8 -> 16") == 2 and "1.250x [1.200, 1.300]" in improved
+    )
+    assert same.endswith("| 10.0 | nothing |")
     assert "no compiler" in failed
     assert printed[-1] == "1 of 2 starters improved, 8 experiments"
 
@@ -81,6 +83,24 @@ def test_each_piece_has_one_gpu_and_its_share_of_the_processors(benchmarks: None
     assert len(shares) == 1 or not frozenset.intersection(*shares)
     alone = dict(gpus.spread([1], [], work))
     assert alone[1][0] == "-" and len(alone[1][1:]) >= max(map(len, shares))
+
+
+def test_rows_are_in_the_order_of_their_pieces_and_written_as_they_come(benchmarks: None, tmp_path: Path) -> None:
+    gpus = importlib.import_module("gpus")
+    path, written = tmp_path / "rows.json", []
+
+    def work(piece: int, environment: Mapping[str, str]) -> dict[str, int]:
+        time.sleep(0.2 * (piece == 0))
+        return {"piece": piece}
+
+    def say(row: dict[str, int]) -> str:
+        written.append([each["piece"] for each in json.loads(path.read_text())["rows"]] if path.exists() else [])
+        return str(row["piece"])
+
+    found = gpus.rows(range(4), ["0", "1"], work, {"machine": "this"}, path, say)
+    assert [row["piece"] for row in found] == [0, 1, 2, 3]
+    assert json.loads(path.read_text()) == {"machine": "this", "rows": found}
+    assert [len(each) for each in written] == [0, 1, 2, 3] and all(each == sorted(each) for each in written)
 
 
 def test_a_piece_that_fails_is_told_and_what_waits_does_not_begin(benchmarks: None) -> None:

@@ -131,18 +131,17 @@ def _score(constant: Constant, choice: Value, position: int, trials: Sequence[Tr
         score += 0.5 if str(choice).startswith(str(constant.value)) else -1.0
     else:
         score -= 0.8
-    measured = [abs(trial.effect) for trial in mine if trial.effect is not None]
-    score -= len(mine) + (2.0 if len(measured) > 1 and max(measured) < _SAME else 0.0)
+    score -= len(mine)
     if not last_resort and _does_nothing(constant, trials):
         return -math.inf
     return score + (5.0 if _won_this_way(constant, choice, trials) else 0.0)
 
 
 def _does_nothing(constant: Constant, trials: Sequence[Trial]) -> bool:
-    """Whether this constant, changed alone, surely did nothing, as one for longer rows: it waits for all others."""
+    """Whether this constant, changed alone, did nothing, surely or twice, as one for longer rows does: it waits."""
     mine = [trial for trial in trials if set(trial.changed) == {constant.name}]
     effects = [abs(trial.effect) for trial in mine if trial.effect is not None]
-    return any(trial.idle for trial in mine) and max(effects) < _SAME
+    return (any(trial.idle for trial in mine) or len(effects) > 1) and max(effects) < _SAME
 
 
 def _given_up(constant: Constant, trial: Trial, step: int) -> bool:
